@@ -1,0 +1,1 @@
+//! The steward: what the nodes are doing, and one lock-free view of it for everyone.

@@ -1,0 +1,1 @@
+//! Configuration: proxy.toml, its defaults and its validation.

@@ -1,0 +1,2 @@
+//! Decisions: units, majority, what to confirm. Inputs and outputs only.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]

@@ -1,0 +1,1 @@
+//! Operators: status, health, metrics over HTTP.

@@ -1,0 +1,128 @@
+//! Names of things: nodes, epochs, places in a WAL, and the names the proxy gives its objects on a node.
+//!
+//! Promises that two databases never share a slot or origin name, and that a name is always one
+//! `PostgreSQL` accepts (slot names: `[a-z0-9_]`, under 64 bytes). Knows nothing of servers.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A place in a server's write-ahead log, in bytes from its beginning (`PostgreSQL` manual, `pg_lsn`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lsn(pub u64);
+
+impl fmt::Display for Lsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:X}/{:X}", self.0 >> 32, self.0 & 0xFFFF_FFFF)
+    }
+}
+
+/// Text that is not a `pg_lsn`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a WAL position: {0:?}")]
+pub struct BadLsn(pub String);
+
+impl FromStr for Lsn {
+    type Err = BadLsn;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parse = || {
+            let (high, low) = text.split_once('/')?;
+            let high = u32::from_str_radix(high, 16).ok()?;
+            let low = u32::from_str_radix(low, 16).ok()?;
+            Some(Self(u64::from(high) << 32 | u64::from(low)))
+        };
+        parse().ok_or_else(|| BadLsn(text.to_owned()))
+    }
+}
+
+/// Grows at each change of writer and at each start or takeover of a proxy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Epoch(pub u64);
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A node's place in the configured list, from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId(pub usize);
+
+/// A unit's name: the epoch in which its writer took office, and the end of its commit record there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UnitId {
+    /// The writer's term.
+    pub epoch: Epoch,
+    /// End of the commit record in the writer's WAL.
+    pub lsn: Lsn,
+}
+
+impl fmt::Display for UnitId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.epoch, self.lsn)
+    }
+}
+
+/// The prefix of every object the proxy makes on a node, and the standby name it announces.
+pub const SYNAPSEDB: &str = "synapsedb";
+
+/// The name of the logical slot that carries `database`'s transactions.
+pub fn slot_name(database: &str) -> String {
+    format!("{SYNAPSEDB}_{}", tame(database))
+}
+
+/// The replication origin under which a follower keeps its place in `database` for one writer's term.
+pub fn origin_name(term: Epoch, database: &str) -> String {
+    format!("{SYNAPSEDB}_{term}_{}", tame(database))
+}
+
+/// Makes a name of `[a-z0-9_]`, at most 40 bytes, different for different databases:
+/// a name that had to be changed carries a hash of the original.
+fn tame(database: &str) -> String {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    if database.len() <= 40 && database.chars().all(plain) && !database.contains("__") {
+        return database.to_owned();
+    }
+    let kept: String = database
+        .chars()
+        .map(|c| if plain(c) { c } else { '_' })
+        .take(20)
+        .collect();
+    format!("{kept}__{:016x}", fnv1a(database.as_bytes()))
+}
+
+/// FNV-1a, 64 bits: stable over versions and platforms, which `std`'s hashers do not promise.
+pub fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lsn_reads_what_it_writes() {
+        for value in [0, 1, 0xFFFF_FFFF, 0x1_0000_0000, u64::MAX] {
+            assert_eq!(Lsn(value).to_string().parse(), Ok(Lsn(value)));
+        }
+        assert!("16".parse::<Lsn>().is_err());
+        assert!("0/1G".parse::<Lsn>().is_err());
+    }
+
+    #[test]
+    fn slot_names_are_tame_and_differ() {
+        let names = ["app", "App", "a-b", "a_b", "a__b", "ünï", &"x".repeat(63)];
+        let slots: std::collections::BTreeSet<_> = names.iter().map(|n| slot_name(n)).collect();
+        assert_eq!(slots.len(), names.len());
+        for slot in slots {
+            assert!(slot.len() < 64);
+            assert!(
+                slot.bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+            );
+        }
+    }
+}

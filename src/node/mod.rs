@@ -1,0 +1,1 @@
+//! Servers: one connection, pools, streams, appliers, control connections.

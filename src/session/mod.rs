@@ -1,0 +1,1 @@
+//! Clients: listener, handshake, relay, routing.

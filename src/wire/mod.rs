@@ -1,0 +1,2 @@
+//! Bytes to messages and back: frames, message builders, SCRAM, pgoutput.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
