@@ -1,1 +1,3 @@
 //! Servers: one connection, pools, streams, appliers, control connections.
+
+pub mod carried;
