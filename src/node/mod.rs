@@ -1,3 +1,4 @@
 //! Servers: one connection, pools, streams, appliers, control connections.
 
 pub mod carried;
+pub mod schema;

@@ -1,0 +1,38 @@
+//! What the proxy installs in each database of each node, as SQL text.
+//!
+//! The texts are for a superuser's connection, one simple Query each, with
+//! `synchronous_commit=local`; [`INSTALL`] may be run again at any time. The contract of
+//! `synapsedb.ddl_log` stands at the top of `schema/tables.sql`. Nothing here talks to a server.
+
+/// Makes schema `synapsedb`, the applier's role, the publication and the event triggers.
+pub const INSTALL: &str = concat!(
+    include_str!("schema/tables.sql"),
+    include_str!("schema/log.sql"),
+    include_str!("schema/roles.sql"),
+    include_str!("schema/triggers.sql"),
+);
+
+/// Takes all of it off one database again, but for the role.
+pub const TEARDOWN: &str = include_str!("schema/teardown.sql");
+
+/// Drops the applier's role, after [`TEARDOWN`] has run in every database.
+pub const TEARDOWN_ROLE: &str = include_str!("schema/teardown_role.sql");
+
+/// The role under which a follower's applier connects.
+pub const APPLIER_ROLE: &str = "synapsedb_applier";
+
+/// Makes the runner of role `$1` for the secret whose SHA-256 is `$2` (hex); answers its quoted name.
+pub const MAKE_RUNNER: &str = "select synapsedb.make_runner($1::name, $2::text)";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn teardown_names_every_event_trigger() {
+        for line in INSTALL.lines().filter(|l| l.contains("('!synapsedb_")) {
+            let name = line.split('\'').nth(1).expect("a quoted name");
+            assert!(TEARDOWN.contains(&format!("\"{name}\"")), "{name}");
+        }
+    }
+}

@@ -1,0 +1,139 @@
+-- The applier's role and the functions through which a follower runs DDL as the role that ran it.
+
+do $$
+begin
+  if not exists (select from pg_roles where rolname = 'synapsedb_applier') then
+    begin
+      create role synapsedb_applier;
+    exception when duplicate_object or unique_violation then
+      null;
+    end;
+  end if;
+end
+$$;
+alter role synapsedb_applier nosuperuser nocreatedb nocreaterole noreplication bypassrls login inherit;
+grant pg_read_all_data, pg_write_all_data to synapsedb_applier;
+grant set on parameter session_replication_role to synapsedb_applier;
+do $$
+declare
+  v_function regprocedure;
+begin
+  for v_function in
+    select p.oid::regprocedure from pg_proc p
+     where p.pronamespace = 'pg_catalog'::regnamespace
+       and p.proname in ('pg_replication_origin_session_setup', 'pg_replication_origin_session_reset',
+                         'pg_replication_origin_session_is_setup', 'pg_replication_origin_session_progress',
+                         'pg_replication_origin_xact_setup', 'pg_replication_origin_xact_reset',
+                         'pg_replication_origin_progress', 'pg_replication_origin_oid')
+  loop
+    execute format('grant execute on function %s to synapsedb_applier', v_function);
+  end loop;
+end
+$$;
+
+-- A role's runner is run_as_<role>; a name too long for that ends in a hash.
+create or replace function synapsedb.runner_name(p_role name) returns name
+  language sql immutable set search_path = pg_catalog
+as $$
+  select case when octet_length(p_role::text) <= 56 then ('run_as_' || p_role::text)::name
+              else ('run_as_' || md5(p_role::text))::name end
+$$;
+
+-- Makes or replaces the runner of a role and returns its quoted name. For superusers.
+--
+--   synapsedb.run_as_x(secret text, command text, settings jsonb)   runs command, one or several statements
+--   synapsedb.run_as_x(secret text, command text, args text[])      runs command with $1 = args (rows, rule 11)
+--
+-- They run as the role (security definer), so RESET ROLE and SET SESSION AUTHORIZATION are refused in
+-- there. Only synapsedb_applier may call them, and only who knows the secret: code that an applied
+-- row sets off runs as synapsedb_applier too, and does not know it. The caller must see to it
+-- that such code never learns it: bind the secret, never write it into the text; parse the
+-- statement anew each time (a named prepared statement can be replaced by DEALLOCATE and
+-- PREPARE); and just before binding run
+--   select pg_catalog.set_config('log_parameter_max_length_on_error', '0', false)
+-- in a statement of its own, else the parameters can be read from PG_CONTEXT.
+create or replace function synapsedb.make_runner(role name, secret_hash text) returns text
+  language plpgsql set search_path = pg_catalog
+as $$
+declare
+  v_name name := synapsedb.runner_name(role);
+  v_check text := format($check$
+  if current_user <> %L or secret is null
+     or encode(sha256(convert_to(secret, 'UTF8')), 'hex') <> %L then
+    raise exception 'not for you' using errcode = 'insufficient_privilege';
+  end if;$check$, role, secret_hash);
+  v_clauses text := $clauses$security definer set search_path = pg_catalog set row_security = on
+  set TimeZone = 'UTC' set DateStyle = 'ISO, MDY' set IntervalStyle = 'postgres' set check_function_bodies = off
+  set default_tablespace = '' set default_table_access_method = 'heap' set default_toast_compression = 'pglz'
+  set standard_conforming_strings = on set xmloption = 'content' set lc_monetary = 'C' set transform_null_equals = off
+  set client_min_messages = warning$clauses$;
+  v_old oid;
+begin
+  execute format($make$
+create or replace function synapsedb.%1$I(secret text, command text, settings jsonb) returns void
+  language plpgsql %2$s
+as $body$
+#variable_conflict use_variable
+declare
+  v_key text;
+  v_value text;
+begin%3$s
+  for v_key, v_value in select s.key, s.value from jsonb_each_text(settings) s loop
+    if v_key in ('TimeZone', 'DateStyle', 'IntervalStyle', 'default_tablespace', 'default_table_access_method',
+                 'default_toast_compression', 'standard_conforming_strings', 'xmloption', 'lc_monetary',
+                 'transform_null_equals') then
+      perform set_config(v_key, v_value, true);
+    end if;
+  end loop;
+  if settings ? 'search_path' then
+    perform set_config('search_path', settings ->> 'search_path', true);
+  end if;
+  execute command;
+end
+$body$;
+create or replace function synapsedb.%1$I(secret text, command text, args text[]) returns bigint
+  language plpgsql %2$s
+as $body$
+#variable_conflict use_variable
+declare
+  v_count bigint;
+begin%3$s
+  execute command using args;
+  get diagnostics v_count = row_count;
+  return v_count;
+end
+$body$;
+alter function synapsedb.%1$I(text, text, jsonb) owner to %4$I;
+alter function synapsedb.%1$I(text, text, text[]) owner to %4$I;
+revoke all on function synapsedb.%1$I(text, text, jsonb) from public;
+revoke all on function synapsedb.%1$I(text, text, text[]) from public;
+grant execute on function synapsedb.%1$I(text, text, jsonb) to synapsedb_applier;
+grant execute on function synapsedb.%1$I(text, text, text[]) to synapsedb_applier;
+$make$, v_name, v_clauses, v_check, role);
+  return format('synapsedb.%I', v_name);
+end
+$$;
+revoke all on function synapsedb.make_runner(name, text) from public;
+
+-- Drops the runner of one role, so that the role can be dropped, or all of them (null): a node that
+-- becomes writer keeps none, else DROP ROLE would fail there for a reason no user can see.
+create or replace function synapsedb.drop_runners(role name) returns int
+  language plpgsql set search_path = pg_catalog
+as $$
+declare
+  v_function regprocedure;
+  v_count int := 0;
+begin
+  for v_function in
+    select p.oid::regprocedure from pg_proc p
+     where p.pronamespace = 'synapsedb'::regnamespace
+       and case when drop_runners.role is null then p.proname like E'run\\_as\\_%'
+                else p.proname = synapsedb.runner_name(drop_runners.role) end
+  loop
+    execute format('drop function %s', v_function);
+    v_count := v_count + 1;
+  end loop;
+  return v_count;
+end
+$$;
+revoke all on function synapsedb.drop_runners(name) from public;

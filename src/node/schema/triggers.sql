@@ -1,0 +1,34 @@
+-- The publication and the event triggers: the last step, when all they call is there.
+--
+-- Event triggers fire in the order of their names; these must come before a user's own, whose DDL would
+-- else be logged before the command that set it off.
+
+do $$
+begin
+  if not exists (select from pg_publication where pubname = 'synapsedb') then
+    create publication synapsedb for all tables;
+  end if;
+end
+$$;
+
+do $$
+declare
+  v_trigger record;
+begin
+  for v_trigger in
+    select * from (values
+      ('!synapsedb_1_path', 'ddl_command_end', 'on_path'),
+      ('!synapsedb_2_start', 'ddl_command_start', 'on_ddl_start'),
+      ('!synapsedb_2_drop', 'sql_drop', 'on_sql_drop'),
+      ('!synapsedb_2_end', 'ddl_command_end', 'on_ddl_end')) t (name, event, function)
+  loop
+    if not exists (select from pg_event_trigger e
+                    where e.evtname = v_trigger.name and e.evtevent = v_trigger.event and e.evtenabled = 'O'
+                      and e.evtfoid = ('synapsedb.' || v_trigger.function || '()')::regprocedure) then
+      execute format('drop event trigger if exists %I', v_trigger.name);
+      execute format('create event trigger %I on %s execute function synapsedb.%I()',
+                     v_trigger.name, v_trigger.event, v_trigger.function);
+    end if;
+  end loop;
+end
+$$;
