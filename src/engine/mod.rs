@@ -1,2 +1,4 @@
 //! Decisions: units, majority, what to confirm. Inputs and outputs only.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+pub mod confirm;

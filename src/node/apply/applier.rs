@@ -1,0 +1,488 @@
+//! Repeats the writer's units on one follower, in their order, exactly once.
+//!
+//! Guards promise 2 with REPLICATION rules 7 to 13. Each transaction on the follower holds one or
+//! more whole units, begins each with a mark that later cuts its log at any unit, and makes the data
+//! and the place in the writer's history durable together. After any error the applier is thrown away
+//! with its connection. It doesn't decide what an error means for the node.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::ddl::{self, DdlError, DdlRow};
+use super::facts::{TABLE_FACTS, TableFacts};
+use super::pipeline::{Pipeline, PipelineError, Value};
+use super::sql::{self, PlanError, RowSql, Source};
+use crate::ids::{Epoch, Lsn, SYNAPSEDB, UnitId, origin_name};
+use crate::node::backend::{Address, Backend, BackendError, Login};
+use crate::node::unit::{Change, Changes, Unit};
+use crate::wire::pgoutput::{Column, Relation, Tuple};
+
+/// From this many inserts into one table in a row, COPY is used (rule 10).
+const COPY_RUN: usize = 4;
+/// One `CopyData` frame holds about this much.
+const COPY_CHUNK_BYTES: usize = 48 * 1024;
+
+/// Why a unit could not be applied.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The connection or a statement failed.
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
+    /// Opening the connection or taking the origin failed.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// The stream and the follower's catalog do not agree.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A DDL row can't be carried out.
+    #[error(transparent)]
+    Ddl(#[from] DdlError),
+    /// The follower has no such table.
+    #[error("there is no table {0} on this node")]
+    NoTable(String),
+    /// A spilled unit could not be read back.
+    #[error("reading a spilled transaction failed: {0}")]
+    Spill(#[from] std::io::Error),
+}
+
+impl ApplyError {
+    /// Whether the node itself may be well and a new connection may go on where this one ended:
+    /// the socket broke, the server is starting or ending, the transaction lost a deadlock.
+    pub fn is_passing(&self) -> bool {
+        let (Self::Pipeline(PipelineError::Failed { error, .. }) | Self::Backend(error)) = self else {
+            return false;
+        };
+        match error {
+            BackendError::Io(_) | BackendError::Timeout(_) => true,
+            BackendError::Server(fields) => {
+                let code = fields.code();
+                code.starts_with("57P")
+                    || code.starts_with("08")
+                    || matches!(code, "40P01" | "40001" | "57014" | "55006" | "53300" | "55P03")
+            }
+            BackendError::Protocol(_) | BackendError::Authentication(_) => false,
+        }
+    }
+}
+
+/// What an applier needs to know once.
+#[derive(Clone, Debug)]
+pub struct ApplierSettings {
+    /// The follower.
+    pub address: Address,
+    /// The applier role and the database.
+    pub login: Login,
+    /// The writer's term.
+    pub term: Epoch,
+    /// Opens the superuser's runner on this node (rule 11: known to nobody but this process).
+    pub runner_secret: String,
+    /// For connecting.
+    pub timeout: std::time::Duration,
+}
+
+#[derive(Debug)]
+struct Prepared {
+    name: String,
+    parameters: Vec<Source>,
+}
+
+#[derive(Debug)]
+struct Table {
+    /// Kept so that the address, which is the key, stays taken.
+    relation: Arc<Relation>,
+    facts: TableFacts,
+    insert: Option<Arc<Prepared>>,
+    copy: Option<Arc<Prepared>>,
+    delete: Option<Arc<Prepared>>,
+    /// By the columns that came with a value and whether an old key or row came.
+    updates: HashMap<(Vec<bool>, bool), Option<Arc<Prepared>>>,
+}
+
+/// One follower's applier for one database.
+#[derive(Debug)]
+pub struct Applier {
+    pipeline: Pipeline,
+    tables: HashMap<usize, Table>,
+    /// The table found last: runs of changes mostly stay in one.
+    names: u64,
+    runner_secret: String,
+    search_path: String,
+}
+
+impl Applier {
+    /// Connects, takes the origin and tells the place that is durable there.
+    ///
+    /// The origin admits one process at a time, so a stale applier (of a proxy that was killed) makes
+    /// this fail with 55006 until it is gone.
+    pub async fn start(settings: &ApplierSettings) -> Result<(Self, Lsn), ApplyError> {
+        let mut backend = Backend::connect(&settings.address, &settings.login, settings.timeout).await?;
+        backend.query(SESSION).await?;
+        let origin = origin_name(settings.term, &settings.login.database);
+        let quoted = quote_literal(&origin);
+        backend
+            .query(&format!("select pg_catalog.pg_replication_origin_session_setup({quoted})"))
+            .await?;
+        let rows = backend
+            .query("select pg_catalog.pg_replication_origin_session_progress(true), pg_catalog.current_setting('search_path')")
+            .await?;
+        let text = |at: usize| rows.first().and_then(|row| row.get(at).cloned().flatten());
+        let place = text(0).and_then(|lsn| lsn.parse().ok()).unwrap_or_default();
+        let mut pipeline = Pipeline::new(backend);
+        for (name, text) in STATEMENTS {
+            pipeline.prepare(name, text);
+        }
+        pipeline.commit().await?;
+        let applier = Self {
+            pipeline,
+            tables: HashMap::new(),
+            names: 0,
+            runner_secret: settings.runner_secret.clone(),
+            search_path: text(1).unwrap_or_default(),
+        };
+        Ok((applier, place))
+    }
+
+    /// Applies whole units as one transaction and returns when it is durable. A unit with DDL, or one
+    /// that was spilled, must come alone. Not cancel safe: after a drop or an error, start anew.
+    pub async fn apply(&mut self, units: &[Arc<Unit>]) -> Result<(), ApplyError> {
+        debug_assert!(units.len() == 1 || units.iter().all(|unit| !unit.has_ddl));
+        for unit in units {
+            self.begin_unit(unit.id);
+            match &unit.changes {
+                Changes::Memory(changes) => self.changes(unit, changes).await?,
+                Changes::Spilled(spill) => {
+                    let mut reader = spill.reader();
+                    let mut chunk = Vec::with_capacity(1024);
+                    loop {
+                        chunk.clear();
+                        while chunk.len() < 1024 {
+                            match reader.next_change()? {
+                                Some(change) => chunk.push(change),
+                                None => break,
+                            }
+                        }
+                        if chunk.is_empty() {
+                            break;
+                        }
+                        self.changes(unit, &chunk).await?;
+                    }
+                }
+            }
+        }
+        if let Some(last) = units.last() {
+            self.end(last).await?;
+        }
+        Ok(())
+    }
+
+    fn begin_unit(&mut self, id: UnitId) {
+        self.pipeline.note(|| format!("unit {id}"));
+        let mark = id.to_string();
+        self.pipeline
+            .execute("mark", [Some(mark.as_bytes())].into_iter(), false);
+    }
+
+    async fn end(&mut self, last: &Unit) -> Result<(), ApplyError> {
+        let lsn = last.id.lsn.to_string();
+        let time = last.committed_at.to_string();
+        let values: [Value<'_>; 2] = [Some(lsn.as_bytes()), Some(time.as_bytes())];
+        self.pipeline.execute("place", values.into_iter(), false);
+        self.pipeline.commit().await?;
+        if last.has_ddl {
+            // Names and types may mean something else now.
+            self.forget();
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self) {
+        self.tables.clear();
+    }
+
+    async fn changes(&mut self, unit: &Unit, changes: &[Change]) -> Result<(), ApplyError> {
+        let mut at = 0;
+        while let Some(change) = changes.get(at) {
+            match change {
+                Change::Insert { table, new } if is_ddl_log(table) => {
+                    self.insert(table, new).await?;
+                    let row = DdlRow::from_tuple(table, new)?;
+                    self.ddl(unit, &row).await?;
+                    at += 1;
+                }
+                Change::Insert { table, .. } => {
+                    let run = run_of_inserts(table, &changes[at..]);
+                    if run >= COPY_RUN {
+                        self.copy(table, &changes[at..at + run]).await?;
+                        at += run;
+                    } else {
+                        self.change(change).await?;
+                        at += 1;
+                    }
+                }
+                _ => {
+                    self.change(change).await?;
+                    at += 1;
+                }
+            }
+            self.pipeline.relieve().await?;
+        }
+        Ok(())
+    }
+
+    async fn change(&mut self, change: &Change) -> Result<(), ApplyError> {
+        match change {
+            Change::Insert { table, new } => self.insert(table, new).await,
+            Change::Update { table, old, new } => self.update(table, old.as_ref(), new).await,
+            Change::Delete { table, old } => self.delete(table, old).await,
+            Change::Truncate { tables } => self.truncate(tables).await,
+        }
+    }
+
+    /// The table's facts, read from the follower when first needed.
+    async fn table(&mut self, relation: &Arc<Relation>) -> Result<&mut Table, ApplyError> {
+        let key = Arc::as_ptr(relation) as usize;
+        if !self.tables.contains_key(&key) {
+            let names: [Value<'_>; 2] = [
+                Some(relation.namespace.as_bytes()),
+                Some(relation.name.as_bytes()),
+            ];
+            let rows = self.pipeline.query("facts", names.into_iter()).await?;
+            let facts = TableFacts::from_rows(&rows)
+                .ok_or_else(|| ApplyError::NoTable(format!("{}.{}", relation.namespace, relation.name)))?;
+            let table = Table {
+                relation: Arc::clone(relation),
+                facts,
+                insert: None,
+                copy: None,
+                delete: None,
+                updates: HashMap::new(),
+            };
+            self.tables.insert(key, table);
+        }
+        self.tables
+            .get_mut(&key)
+            .ok_or_else(|| ApplyError::NoTable(relation.name.clone()))
+    }
+
+    fn prepare(pipeline: &mut Pipeline, names: &mut u64, row: RowSql) -> Arc<Prepared> {
+        *names += 1;
+        let name = format!("r{names}");
+        pipeline.prepare(&name, &row.text);
+        Arc::new(Prepared {
+            name,
+            parameters: row.parameters,
+        })
+    }
+
+    async fn insert(&mut self, relation: &Arc<Relation>, new: &Tuple) -> Result<(), ApplyError> {
+        let table = self.table(relation).await?;
+        if table.facts.user_code {
+            let row = sql::insert(&table.facts, relation)?;
+            return self.as_owner(relation, &row, None, new).await;
+        }
+        let prepared = if let Some(prepared) = &table.insert {
+            Arc::clone(prepared)
+        } else {
+            let row = sql::insert(&table.facts, relation)?;
+            let prepared = Self::prepare(&mut self.pipeline, &mut self.names, row);
+            self.table(relation).await?.insert = Some(Arc::clone(&prepared));
+            prepared
+        };
+        self.row(&prepared, None, new);
+        Ok(())
+    }
+
+    async fn update(&mut self, relation: &Arc<Relation>, old: Option<&Tuple>, new: &Tuple) -> Result<(), ApplyError> {
+        let table = self.table(relation).await?;
+        if table.facts.user_code {
+            return match sql::update(&table.facts, relation, old, new)? {
+                Some(row) => self.as_owner(relation, &row, old, new).await,
+                None => Ok(()),
+            };
+        }
+        let shape: Vec<bool> = new.iter().map(|c| !matches!(c, Column::Unchanged)).collect();
+        let key = (shape, old.is_some());
+        let prepared = if let Some(prepared) = table.updates.get(&key) {
+            prepared.clone()
+        } else {
+            let row = sql::update(&table.facts, relation, old, new)?;
+            let prepared = row.map(|row| Self::prepare(&mut self.pipeline, &mut self.names, row));
+            self.table(relation).await?.updates.insert(key, prepared.clone());
+            prepared
+        };
+        if let Some(prepared) = prepared {
+            self.row(&prepared, old.or(Some(new)), new);
+        }
+        Ok(())
+    }
+
+    async fn delete(&mut self, relation: &Arc<Relation>, old: &Tuple) -> Result<(), ApplyError> {
+        let table = self.table(relation).await?;
+        let prepared = if let Some(prepared) = &table.delete {
+            Arc::clone(prepared)
+        } else {
+            let row = sql::delete(&table.facts, relation, old)?;
+            let prepared = Self::prepare(&mut self.pipeline, &mut self.names, row);
+            self.table(relation).await?.delete = Some(Arc::clone(&prepared));
+            prepared
+        };
+        self.row(&prepared, Some(old), old);
+        Ok(())
+    }
+
+    /// One execution of a prepared statement that changes exactly one row.
+    fn row(&mut self, prepared: &Prepared, old: Option<&Tuple>, new: &Tuple) {
+        let new: Vec<Column<'_>> = new.iter().collect();
+        let old: Vec<Column<'_>> = old.map(|old| old.iter().collect()).unwrap_or_default();
+        let values = prepared.parameters.iter().map(|source| value(source, &old, &new));
+        self.pipeline.execute(&prepared.name, values, true);
+    }
+
+    async fn copy(&mut self, relation: &Arc<Relation>, run: &[Change]) -> Result<(), ApplyError> {
+        let table = self.table(relation).await?;
+        if table.facts.user_code || table.facts.columns.values().all(|c| c.generated) {
+            for change in run {
+                self.change(change).await?;
+            }
+            return Ok(());
+        }
+        let prepared = if let Some(prepared) = &table.copy {
+            Arc::clone(prepared)
+        } else {
+            let row = sql::copy(&table.facts, relation)?;
+            let prepared = Self::prepare(&mut self.pipeline, &mut self.names, row);
+            self.table(relation).await?.copy = Some(Arc::clone(&prepared));
+            prepared
+        };
+        self.pipeline.execute(&prepared.name, std::iter::empty(), false);
+        let mut lines = Vec::with_capacity(COPY_CHUNK_BYTES + 1024);
+        for change in run {
+            if let Change::Insert { new, .. } = change {
+                sql::copy_line(new, &prepared.parameters, &mut lines);
+            }
+            if lines.len() >= COPY_CHUNK_BYTES {
+                self.pipeline.copy_data(&lines);
+                lines.clear();
+                self.pipeline.relieve().await?;
+            }
+        }
+        self.pipeline.copy_data(&lines);
+        self.pipeline.copy_done();
+        Ok(())
+    }
+
+    /// TRUNCATE is no part of the right to write all data, and the tables may have several owners.
+    async fn truncate(&mut self, tables: &[Arc<Relation>]) -> Result<(), ApplyError> {
+        let mut names = Vec::with_capacity(tables.len());
+        for relation in tables {
+            names.push(self.table(relation).await?.facts.name.clone());
+        }
+        let command = format!("truncate only {}", names.join(", "));
+        self.as_superuser(&command);
+        Ok(())
+    }
+
+    /// Writes one row as the table's owner, so that code in its constraints has no more rights than there.
+    async fn as_owner(
+        &mut self,
+        relation: &Arc<Relation>,
+        row: &RowSql,
+        old: Option<&Tuple>,
+        new: &Tuple,
+    ) -> Result<(), ApplyError> {
+        let owner = self.table(relation).await?.facts.owner.clone();
+        let command = ddl::with_literals(row, old.unwrap_or(new), new);
+        let settings = serde_json::json!({ "search_path": self.search_path }).to_string();
+        self.as_role(&owner, &command, &settings);
+        Ok(())
+    }
+
+    async fn ddl(&mut self, unit: &Unit, row: &DdlRow) -> Result<(), ApplyError> {
+        let Some(command) = ddl::command(unit, row)? else {
+            return Ok(());
+        };
+        self.pipeline.note(|| format!("unit {}: {}", unit.id, ddl::first_line(&command)));
+        self.as_role(&row.role, &command, &row.settings);
+        // What the pipeline knows of tables may be wrong from here on.
+        self.forget();
+        Ok(())
+    }
+
+    fn as_superuser(&mut self, command: &str) {
+        let values: [Value<'_>; 3] = [
+            Some(self.runner_secret.as_bytes()),
+            Some(command.as_bytes()),
+            Some(b"{}"),
+        ];
+        self.pipeline.execute("run", values.into_iter(), false);
+    }
+
+    /// Runs a command inside a SECURITY DEFINER function owned by `role`, which exists only as long.
+    fn as_role(&mut self, role: &str, command: &str, settings: &str) {
+        let values: [Value<'_>; 4] = [
+            Some(self.runner_secret.as_bytes()),
+            Some(role.as_bytes()),
+            Some(command.as_bytes()),
+            Some(settings.as_bytes()),
+        ];
+        self.pipeline.execute("run_as", values.into_iter(), false);
+    }
+}
+
+fn is_ddl_log(table: &Relation) -> bool {
+    table.namespace == SYNAPSEDB && table.name == "ddl_log"
+}
+
+fn run_of_inserts(table: &Arc<Relation>, changes: &[Change]) -> usize {
+    let same = |change: &&Change| matches!(change, Change::Insert { table: other, .. } if Arc::ptr_eq(table, other));
+    changes.iter().take_while(same).count()
+}
+
+fn value<'a>(source: &Source, old: &[Column<'a>], new: &[Column<'a>]) -> Value<'a> {
+    let column = match *source {
+        Source::New(at) => new.get(at),
+        Source::Old(at) => old.get(at),
+    };
+    match column {
+        Some(Column::Text(text)) => Some(text),
+        _ => None,
+    }
+}
+
+fn quote_literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+/// Set after connecting, so that no ALTER ROLE or ALTER DATABASE has a say (rule 12).
+const SESSION: &str = "
+set session_replication_role = 'replica';
+set synchronous_commit = 'local';
+set datestyle = 'ISO'; set intervalstyle = 'postgres'; set extra_float_digits = 3; set timezone = 'UTC';
+set lc_monetary = 'C'; set xmloption = 'content'; set row_security = on; set bytea_output = 'hex';
+set standard_conforming_strings = on; set default_transaction_read_only = off; set default_transaction_isolation = 'read committed';
+set default_transaction_deferrable = off; set transform_null_equals = off; set array_nulls = on;
+set statement_timeout = 0; set lock_timeout = 0; set idle_in_transaction_session_timeout = 0; set idle_session_timeout = 0;
+set client_min_messages = 'error'; set plan_cache_mode = 'force_generic_plan'; set jit = off";
+
+/// Prepared once per connection.
+const STATEMENTS: [(&str, &str); 5] = [
+    (
+        "mark",
+        "select pg_catalog.pg_logical_emit_message(true, 'synapsedb', $1::pg_catalog.text)",
+    ),
+    (
+        "place",
+        "select pg_catalog.pg_replication_origin_xact_setup($1::pg_catalog.pg_lsn, \
+         '2000-01-01 00:00:00+00'::pg_catalog.timestamptz operator(pg_catalog.+) \
+         ($2::pg_catalog.int8 operator(pg_catalog.*) '1 microsecond'::pg_catalog.interval))",
+    ),
+    ("facts", TABLE_FACTS),
+    (
+        "run",
+        "select synapsedb.run_as_superuser($1::pg_catalog.text, $2::pg_catalog.text, $3::pg_catalog.jsonb)",
+    ),
+    (
+        "run_as",
+        "select synapsedb.run_as($1::pg_catalog.text, $2::pg_catalog.text, $3::pg_catalog.text, $4::pg_catalog.jsonb)",
+    ),
+];

@@ -1,0 +1,181 @@
+//! From a row of `ddl_log` to the one command a follower runs.
+//!
+//! The writer's event trigger logged the whole text of the query, the command's tag and its ordinal in
+//! it; here the piece is found and, where the same text would not do the same on a follower, replaced
+//! by what does (REPLICATION rules 17, 20 and 21; the kinds of `detail` are explained in `schema.sql`).
+//! It doesn't run anything.
+
+use serde_json::Value;
+
+use super::sql::{RowSql, Source};
+use crate::node::unit::{Change, Changes, Unit};
+use crate::sql::pieces;
+use crate::wire::pgoutput::{Column, Relation, Tuple};
+
+/// A row of `ddl_log` that can't be carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum DdlError {
+    /// The row lacks a column or it can't be read.
+    #[error("a row of ddl_log has no usable {0}")]
+    Column(&'static str),
+    /// The command was not found in the logged text.
+    #[error("the command {tag} was not found in the logged query: {why}")]
+    Piece {
+        /// Command tag.
+        tag: String,
+        /// The finder's own words.
+        why: String,
+    },
+    /// A row that another one announces is missing.
+    #[error("the columns of {0} were not logged")]
+    NoColumns(String),
+}
+
+/// One row of `ddl_log`.
+#[derive(Clone, Debug)]
+pub struct DdlRow {
+    /// Who ran it on the writer.
+    pub role: String,
+    /// Command tag.
+    pub tag: String,
+    /// Which DDL command of the text it is, from 1.
+    pub ordinal: u32,
+    /// Whether the text is that of a statement inside a function.
+    pub nested: bool,
+    /// The text it stands in.
+    pub query: String,
+    /// Settings that change its meaning, as a JSON object.
+    pub settings: String,
+    /// The command itself, where it is already known.
+    pub command: Option<String>,
+    /// What is special about it.
+    pub detail: Option<Value>,
+}
+
+impl DdlRow {
+    /// Reads the row by its columns' names.
+    pub fn from_tuple(table: &Relation, row: &Tuple) -> Result<Self, DdlError> {
+        let columns: Vec<Column<'_>> = row.iter().collect();
+        let text = |name: &'static str| -> Option<String> {
+            let at = table.columns.iter().position(|c| c.name == name)?;
+            match columns.get(at) {
+                Some(Column::Text(bytes)) => String::from_utf8(bytes.to_vec()).ok(),
+                _ => None,
+            }
+        };
+        let need = |name: &'static str| text(name).ok_or(DdlError::Column(name));
+        Ok(Self {
+            role: need("role")?,
+            tag: need("tag")?,
+            ordinal: need("ordinal")?.parse().map_err(|_| DdlError::Column("ordinal"))?,
+            nested: need("nested")? == "t",
+            query: need("query")?,
+            settings: text("settings").unwrap_or_else(|| "{}".to_owned()),
+            command: text("command"),
+            detail: text("detail").and_then(|json| serde_json::from_str(&json).ok()),
+        })
+    }
+
+    fn detail(&self, key: &str) -> Option<&str> {
+        self.detail.as_ref()?.get(key)?.as_str()
+    }
+}
+
+/// What the follower must run for this row; none where another row does the work.
+pub fn command(unit: &Unit, row: &DdlRow) -> Result<Option<String>, DdlError> {
+    match row.detail("kind") {
+        Some("ctas_columns") => return Ok(None),
+        Some("ctas") => {
+            let token = row.detail("token").unwrap_or_default();
+            let columns = columns_of(unit, token)?;
+            return columns.map(Some).ok_or_else(|| DdlError::NoColumns(token.to_owned()));
+        }
+        _ => {}
+    }
+    if let Some(command) = &row.command {
+        return Ok(Some(pieces::plain_form(command).into_owned()));
+    }
+    let conforming = !row.settings.contains("\"standard_conforming_strings\": \"off\"");
+    let piece = pieces::piece(&row.query, row.ordinal, &row.tag, row.nested, conforming);
+    let piece = piece.map_err(|why| DdlError::Piece {
+        tag: row.tag.clone(),
+        why: why.to_string(),
+    })?;
+    Ok(Some(pieces::plain_form(piece).into_owned()))
+}
+
+/// Finds, later in the unit, the CREATE TABLE that was made from the columns of a table made by a query.
+fn columns_of(unit: &Unit, token: &str) -> Result<Option<String>, DdlError> {
+    let look = |change: &Change| -> Result<Option<String>, DdlError> {
+        let Change::Insert { table, new } = change else {
+            return Ok(None);
+        };
+        if table.namespace != crate::ids::SYNAPSEDB || table.name != "ddl_log" {
+            return Ok(None);
+        }
+        let row = DdlRow::from_tuple(table, new)?;
+        let found = row.detail("kind") == Some("ctas_columns") && row.detail("token") == Some(token);
+        Ok(row.command.filter(|_| found))
+    };
+    match &unit.changes {
+        Changes::Memory(changes) => {
+            for change in changes {
+                if let Some(command) = look(change)? {
+                    return Ok(Some(command));
+                }
+            }
+        }
+        Changes::Spilled(spill) => {
+            let unreadable = |_: std::io::Error| DdlError::Column("spill file");
+            let mut reader = spill.reader();
+            while let Some(change) = reader.next_change().map_err(unreadable)? {
+                if let Some(command) = look(&change)? {
+                    return Ok(Some(command));
+                }
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// A row's statement with its values written into the text, for the runner, which takes no parameters.
+pub fn with_literals(row: &RowSql, old: &Tuple, new: &Tuple) -> String {
+    let old: Vec<Column<'_>> = old.iter().collect();
+    let new: Vec<Column<'_>> = new.iter().collect();
+    let mut text = String::with_capacity(row.text.len() + 64);
+    let mut rest = row.text.as_str();
+    // Names are quoted, so a dollar sign followed by a digit outside quotes is always a parameter.
+    let mut quoted = false;
+    while let Some(at) = rest.find(['$', '"']) {
+        text.push_str(&rest[..at]);
+        let digits = rest[at + 1..].bytes().take_while(u8::is_ascii_digit).count();
+        if rest.as_bytes()[at] == b'"' || quoted || digits == 0 {
+            quoted ^= rest.as_bytes()[at] == b'"';
+            text.push_str(&rest[at..=at]);
+            rest = &rest[at + 1..];
+            continue;
+        }
+        let number: usize = rest[at + 1..at + 1 + digits].parse().unwrap_or(0);
+        let column = match row.parameters.get(number.wrapping_sub(1)) {
+            Some(Source::New(at)) => new.get(*at),
+            Some(Source::Old(at)) => old.get(*at),
+            None => None,
+        };
+        match column {
+            Some(Column::Text(value)) => {
+                text.push('\'');
+                text.push_str(&String::from_utf8_lossy(value).replace('\'', "''"));
+                text.push('\'');
+            }
+            _ => text.push_str("null"),
+        }
+        rest = &rest[at + 1 + digits..];
+    }
+    text.push_str(rest);
+    text
+}
+
+/// For a log line: the beginning of a command, without its literals' length getting in the way.
+pub fn first_line(command: &str) -> String {
+    command.trim().lines().next().unwrap_or_default().chars().take(120).collect()
+}

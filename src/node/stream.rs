@@ -1,0 +1,226 @@
+//! One logical slot's replication connection: what the writer commits, in order, and what is told back.
+//!
+//! The connection announces itself as the writer's synchronous standby, so what it reports releases
+//! the writer's commits (manual, "Streaming Replication Protocol"). It promises to report exactly what
+//! it is given, again every interval even when nothing changed (REPLICATION rule 3), and to hand over
+//! units in commit order. It doesn't decide what may be reported.
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use bytes::{Bytes, BytesMut};
+use postgres_protocol::message::frontend;
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::assemble::{AssembleError, Assembled, Assembler};
+use super::backend::{Address, Backend, BackendError, Login, server_error};
+use crate::engine::confirm::Report;
+use crate::ids::{Epoch, Lsn};
+use crate::wire::error::WireError;
+use crate::wire::pgoutput::{Replication, StatusUpdate, replication};
+
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// The connection or the server failed.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// The bytes make no sense.
+    #[error(transparent)]
+    Assemble(#[from] AssembleError),
+    /// The outer replication message makes no sense.
+    #[error("a replication message can't be read: {0}")]
+    Wire(#[from] WireError),
+}
+
+/// What a stream needs to know once.
+#[derive(Clone, Debug)]
+pub struct StreamSettings {
+    /// The writer.
+    pub address: Address,
+    /// The admin role and the database; `replication` is added here.
+    pub login: Login,
+    /// The slot's name.
+    pub slot: String,
+    /// The writer's term, for the units' names.
+    pub term: Epoch,
+    /// Major version of the server.
+    pub version: u32,
+    /// Where transactions too large for memory go.
+    pub spill_directory: PathBuf,
+    /// Reports are sent again this often.
+    pub report_interval: Duration,
+    /// The writer gives the connection up after this long without an answer.
+    pub sender_timeout: Duration,
+    /// For connecting.
+    pub timeout: Duration,
+}
+
+/// Takes what a stream finds. Called in order, from the stream's own task; must not block.
+pub trait Sink: Send {
+    /// A transaction that changed rows.
+    fn unit(&mut self, unit: super::unit::Unit);
+    /// Everything before this place has been read.
+    fn progress(&mut self, lsn: Lsn);
+}
+
+/// An open stream.
+#[derive(Debug)]
+pub struct Stream {
+    backend: Backend,
+    assembler: Assembler,
+    report_interval: Duration,
+    /// What was reported last.
+    reported: Option<Report>,
+    out: BytesMut,
+}
+
+impl Stream {
+    /// Connects and starts reading from the place the slot remembers. 55006 while another process,
+    /// perhaps a killed proxy's, still holds the slot.
+    pub async fn open(settings: &StreamSettings) -> Result<Self, StreamError> {
+        let mut login = settings.login.clone();
+        login.parameters.extend(startup_parameters(settings));
+        let mut backend = Backend::connect(&settings.address, &login, settings.timeout).await?;
+        let origin = if settings.version >= 16 { ", origin 'none'" } else { "" };
+        let command = format!(
+            "START_REPLICATION SLOT \"{}\" LOGICAL 0/0 (proto_version '2', streaming 'on', messages 'true', \
+             publication_names 'synapsedb'{origin})",
+            settings.slot
+        );
+        let mut out = BytesMut::new();
+        frontend::query(&command, &mut out).map_err(BackendError::from)?;
+        backend.send(&out).await?;
+        loop {
+            let (tag, frame) = backend.frame().await?;
+            match tag {
+                b'W' => break,
+                b'E' => return Err(server_error(&frame).into()),
+                _ => {}
+            }
+        }
+        Ok(Self {
+            backend,
+            assembler: Assembler::new(settings.term, settings.spill_directory.clone()),
+            report_interval: settings.report_interval,
+            reported: None,
+            out,
+        })
+    }
+
+    /// Reads until the connection ends, which is always an error. Dropping it closes the connection.
+    pub async fn run(
+        &mut self,
+        sink: &mut impl Sink,
+        reports: &mut watch::Receiver<Report>,
+    ) -> Result<(), StreamError> {
+        let mut again = interval(self.report_interval);
+        again.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                changed = reports.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    let report = *reports.borrow_and_update();
+                    self.report(report, false).await?;
+                }
+                frame = self.backend.frame() => {
+                    let (tag, frame) = frame?;
+                    self.take(tag, frame, sink, reports).await?;
+                    // What came with the same read needs no further wait.
+                    while let Some((tag, frame)) = self.backend.buffered_frame()? {
+                        self.take(tag, frame, sink, reports).await?;
+                    }
+                }
+                _ = again.tick() => {
+                    let report = *reports.borrow();
+                    self.report(report, true).await?;
+                }
+            }
+        }
+    }
+
+    async fn take(
+        &mut self,
+        tag: u8,
+        frame: Bytes,
+        sink: &mut impl Sink,
+        reports: &watch::Receiver<Report>,
+    ) -> Result<(), StreamError> {
+        match tag {
+            b'd' => match replication(frame.slice(5..))? {
+                Replication::XLogData { data, .. } => match self.assembler.take(&data)? {
+                    Some(Assembled::Unit(unit)) => sink.unit(unit),
+                    Some(Assembled::Nothing(end)) => sink.progress(end),
+                    None => {}
+                },
+                Replication::Keepalive { end, reply, .. } => {
+                    sink.progress(end);
+                    if reply {
+                        let report = *reports.borrow();
+                        self.report(report, true).await?;
+                    }
+                }
+            },
+            b'E' => return Err(server_error(&frame).into()),
+            b'c' => {
+                let text = "the writer ended the stream".to_owned();
+                return Err(BackendError::Protocol(text).into());
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    async fn report(&mut self, report: Report, always: bool) -> Result<(), StreamError> {
+        if !always && self.reported == Some(report) {
+            return Ok(());
+        }
+        self.out.clear();
+        let update = StatusUpdate {
+            write: report.write,
+            flush: report.flush,
+            apply: report.flush,
+            clock: microseconds_since_2000(),
+            reply: false,
+        };
+        update.put(&mut self.out);
+        self.backend.send(&self.out).await?;
+        self.reported = Some(report);
+        Ok(())
+    }
+}
+
+/// Settings that decide how values become text, given where no ALTER ROLE or ALTER DATABASE can
+/// override them (rule 12), and how the writer treats this connection.
+fn startup_parameters(settings: &StreamSettings) -> Vec<(String, String)> {
+    let sender_timeout = settings.sender_timeout.as_millis();
+    let options = format!(
+        "-c wal_sender_timeout={sender_timeout} -c logical_decoding_work_mem=8MB -c synchronous_commit=local \
+         -c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 \
+         -c idle_session_timeout=0 -c row_security=on -c lc_monetary=C -c xmloption=content \
+         -c intervalstyle=postgres -c extra_float_digits=3 -c bytea_output=hex \
+         -c default_transaction_read_only=off -c search_path=pg_catalog"
+    );
+    let pairs = [
+        ("replication", "database"),
+        ("application_name", crate::ids::SYNAPSEDB),
+        ("datestyle", "ISO"),
+        ("timezone", "UTC"),
+        ("options", options.as_str()),
+    ];
+    pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).into()
+}
+
+/// The clock of a status update (manual, "Standby status update").
+fn microseconds_since_2000() -> i64 {
+    const SECONDS_1970_TO_2000: u64 = 946_684_800;
+    let since_1970 = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    let since_2000 = since_1970.saturating_sub(Duration::from_secs(SECONDS_1970_TO_2000));
+    i64::try_from(since_2000.as_micros()).unwrap_or(i64::MAX)
+}
