@@ -64,7 +64,11 @@ impl Stream {
 
     /// Forgets the units that everybody who is owed them has.
     fn prune(&mut self, everybody: Lsn) {
-        while self.pending.front().is_some_and(|unit| unit.end <= everybody) {
+        while self
+            .pending
+            .front()
+            .is_some_and(|unit| unit.end <= everybody)
+        {
             self.pending.pop_front();
         }
     }
@@ -175,7 +179,8 @@ impl Confirmer {
 
     /// How far a follower has the writer's history, by the slowest stream.
     pub fn place(&self, node: NodeId) -> Lsn {
-        let has = |stream: &Stream| stream.has(stream.applied.get(&node).copied().unwrap_or_default());
+        let has =
+            |stream: &Stream| stream.has(stream.applied.get(&node).copied().unwrap_or_default());
         self.streams.values().map(has).min().unwrap_or_default()
     }
 
@@ -187,7 +192,10 @@ impl Confirmer {
 
     /// Units decoded of a stream that somebody who is owed them lacks.
     pub fn pending_units(&self) -> usize {
-        self.streams.values().map(|stream| stream.pending.len()).sum()
+        self.streams
+            .values()
+            .map(|stream| stream.pending.len())
+            .sum()
     }
 
     /// What may be told to the writer now. It never shrinks.

@@ -15,8 +15,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::wire::message::report::Report;
-use crate::wire::scram::client::{Binding, Client, Secret as ScramSecret};
 use crate::wire::scram::Key;
+use crate::wire::scram::client::{Binding, Client, Secret as ScramSecret};
 use crate::wire::scram::verifier::Verifier;
 
 /// Frames longer than this from a node while the proxy itself reads whole frames are a protocol error.
@@ -123,7 +123,11 @@ pub struct Backend {
 
 impl Backend {
     /// Opens and authenticates a connection. Dropping the future closes the socket.
-    pub async fn connect(address: &Address, login: &Login, limit: Duration) -> Result<Self, BackendError> {
+    pub async fn connect(
+        address: &Address,
+        login: &Login,
+        limit: Duration,
+    ) -> Result<Self, BackendError> {
         tokio::time::timeout(limit, Self::open(address, login))
             .await
             .map_err(|_| BackendError::Timeout(limit))?
@@ -141,8 +145,14 @@ impl Backend {
             cancel_key: Bytes::new(),
         };
         let mut out = BytesMut::new();
-        let own = [("user", login.user.as_str()), ("database", login.database.as_str())];
-        let further = login.parameters.iter().map(|(k, v)| (k.as_str(), v.as_str()));
+        let own = [
+            ("user", login.user.as_str()),
+            ("database", login.database.as_str()),
+        ];
+        let further = login
+            .parameters
+            .iter()
+            .map(|(k, v)| (k.as_str(), v.as_str()));
         frontend::startup_message(own.into_iter().chain(further), &mut out)?;
         backend.send(&out).await?;
         backend.authenticate(login).await?;
@@ -174,7 +184,12 @@ impl Backend {
                         return Err(BackendError::Authentication(text));
                     }
                 },
-                other => return Err(protocol(&format!("{:?} during authentication", char::from(other)))),
+                other => {
+                    return Err(protocol(&format!(
+                        "{:?} during authentication",
+                        char::from(other)
+                    )));
+                }
             }
         }
     }
@@ -197,12 +212,16 @@ impl Backend {
                 return Err(BackendError::Authentication(text));
             }
             Secret::Password(password) => ScramSecret::Password(password.clone().into_bytes()),
-            Secret::Scram { client_key, verifier } => ScramSecret::Key {
+            Secret::Scram {
+                client_key,
+                verifier,
+            } => ScramSecret::Key {
                 client_key: *client_key,
                 verifier: verifier.clone(),
             },
         };
-        let (client, first) = Client::new(credential, Binding::None, &scram_nonce()).map_err(authentication)?;
+        let (client, first) =
+            Client::new(credential, Binding::None, &scram_nonce()).map_err(authentication)?;
         let mut out = BytesMut::new();
         frontend::sasl_initial_response("SCRAM-SHA-256", first.as_bytes(), &mut out)?;
         self.send(&out).await?;
@@ -285,7 +304,9 @@ impl Backend {
             return Ok(None);
         }
         let tag = self.input[0];
-        let length = u32::from_be_bytes([self.input[1], self.input[2], self.input[3], self.input[4]]) as usize;
+        let length =
+            u32::from_be_bytes([self.input[1], self.input[2], self.input[3], self.input[4]])
+                as usize;
         if !(4..=MAX_FRAME).contains(&length) {
             return Err(protocol("impossible frame length"));
         }
@@ -343,13 +364,11 @@ fn kind(body: &[u8]) -> Result<u32, BackendError> {
 }
 
 fn password(login: &Login) -> Result<&str, BackendError> {
-    match &login.secret {
-        Secret::Password(password) => Ok(password),
-        _ => {
-            let text = "the node asks for a password in a way that only a password answers".to_owned();
-            Err(BackendError::Authentication(text))
-        }
+    if let Secret::Password(password) = &login.secret {
+        return Ok(password);
     }
+    let text = "the node asks for a password in a way that only a password answers".to_owned();
+    Err(BackendError::Authentication(text))
 }
 
 fn protocol(text: &str) -> BackendError {
@@ -388,7 +407,9 @@ pub fn data_row(frame: &Bytes) -> Result<Vec<Option<String>>, BackendError> {
         if body.len() < length {
             return Err(short());
         }
-        row.push(Some(String::from_utf8_lossy(&body.split_to(length)).into_owned()));
+        row.push(Some(
+            String::from_utf8_lossy(&body.split_to(length)).into_owned(),
+        ));
     }
     Ok(row)
 }

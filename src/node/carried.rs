@@ -64,7 +64,9 @@ impl Statements {
 
     /// The least recently used, taken out, once there are more than `limit`.
     pub fn overflow(&mut self, limit: usize) -> Option<u64> {
-        (self.order.len() > limit).then(|| self.order.pop_front()).flatten()
+        (self.order.len() > limit)
+            .then(|| self.order.pop_front())
+            .flatten()
     }
 
     /// How many there are.
