@@ -1,2 +1,13 @@
 //! Text to facts: lexer, statement classification, pieces of a query, splices.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+pub mod builtins;
+pub mod catalog;
+pub mod classify;
+pub mod ddl;
+pub mod lexer;
+pub mod names;
+pub mod settings;
+pub mod split;
+pub mod statement;
+pub mod words;

@@ -1,0 +1,348 @@
+//! A statement's kind by its first words, as the server's grammar reads them.
+//!
+//! Exact where the kind decides what the relay keeps of it (transactions, settings, cursors), and
+//! [`Kind::Unknown`] for whatever does not read as expected: the server will refuse most of that,
+//! and the rest runs on the writer and is probed after.
+
+use super::ddl::{self, Seen};
+use super::lexer::{Token, TokenKind, text_of};
+use super::names::{Names, dotted_name};
+use super::settings;
+use super::split::Piece;
+use super::statement::{Discard, Effects, Isolation, Kind, Modes, Reason, StatementFacts, Upkeep};
+use super::words::Words;
+
+/// The facts of one statement.
+pub fn statement(text: &str, tokens: &[Token], piece: &Piece) -> StatementFacts {
+    let words = Words::of(text, tokens, piece);
+    let names = Names::of(text, words.tokens);
+    let (kind, transactional) = kind(words);
+    let mut named_effects = names.named_effects().or(kind_effects(&kind, words));
+    if matches!(kind, Kind::Prepare(_) | Kind::Explain { analyze: false }) {
+        // What it names is not run now.
+        named_effects = kind_effects(&kind, words);
+    }
+    let query = match &kind {
+        Kind::Query => Err(Reason::NotUnderstood("not looked at".to_owned())),
+        Kind::Write => Err(Reason::Writes),
+        _ => Err(Reason::NotAQuery),
+    };
+    StatementFacts {
+        kind,
+        bytes: piece.bytes.clone(),
+        named_effects,
+        transactional,
+        names,
+        query,
+    }
+}
+
+/// What a kind does to its session, whatever it names.
+fn kind_effects(kind: &Kind, words: Words<'_>) -> Effects {
+    let none = Effects::default();
+    let settings = Effects {
+        may_change_settings: true,
+        ..none
+    };
+    let pins = Effects {
+        may_pin: true,
+        ..none
+    };
+    let unknown = Effects {
+        uses_sequence_state: false,
+        ..Effects::ALL
+    };
+    let temporary = if names_temporary(words) { pins } else { none };
+    let own = match kind {
+        Kind::Set { .. }
+        | Kind::SetRole { .. }
+        | Kind::SetSessionAuthorization { .. }
+        | Kind::Reset(_)
+        | Kind::ResetAll
+        | Kind::SetTransaction { .. } => settings,
+        Kind::Discard(Discard::All) => unknown,
+        Kind::Discard(_)
+        | Kind::Prepare(_)
+        | Kind::Deallocate(_)
+        | Kind::DeallocateAll
+        | Kind::DeclareCursor { .. }
+        | Kind::CloseCursor(_)
+        | Kind::Listen(_)
+        | Kind::Unlisten(_)
+        | Kind::TwoPhase
+        | Kind::Load => pins,
+        // DDL may run triggers, scripts and defaults; what it makes may be temporary by the path.
+        Kind::Execute(_) | Kind::Do | Kind::Call | Kind::Ddl(_) | Kind::CreateSubscription => {
+            unknown
+        }
+        Kind::Unknown => Effects::ALL,
+        _ => none,
+    };
+    own.or(temporary)
+}
+
+/// Names a temporary schema, or makes something temporary.
+fn names_temporary(words: Words<'_>) -> bool {
+    let makes = words.is(0, "create") || words.find_in(0, "into", usize::MAX).is_some();
+    (0..words.len()).any(|at| match words.kind(at) {
+        Some(TokenKind::Word | TokenKind::QuotedName) => words.name(at).is_some_and(|name| {
+            name.starts_with("pg_temp") || makes && (name == "temp" || name == "temporary")
+        }),
+        Some(TokenKind::UnicodeName) => true,
+        Some(kind) if kind.is_text() => words.raw(at).to_ascii_lowercase().contains("pg_temp"),
+        _ => false,
+    })
+}
+
+/// The kind, and whether it may stand in a transaction block.
+fn kind(words: Words<'_>) -> (Kind, bool) {
+    if let Some(command) = ddl::command(words) {
+        let kind = match command.seen {
+            Seen::ByNode => Kind::AlterSystem,
+            Seen::ByNobody => Kind::GlobalDdl,
+            Seen::ByTrigger if command.tag == "CREATE SUBSCRIPTION" => Kind::CreateSubscription,
+            Seen::ByTrigger => Kind::Ddl(command.tag),
+        };
+        return (kind, command.transactional);
+    }
+    let first = words.raw(0).to_ascii_lowercase();
+    let kind = match (words.kind(0), first.as_str()) {
+        (Some(TokenKind::Open), _) => query(words),
+        (Some(TokenKind::Word), word) => match word {
+            "select" | "values" | "table" | "with" => query(words),
+            "insert" | "update" | "delete" | "merge" | "truncate" => Some(Kind::Write),
+            "begin" | "start" | "commit" | "end" | "rollback" | "abort" | "savepoint"
+            | "release" => transaction(words, word),
+            "set" | "reset" | "show" | "discard" => settings::kind(words, word),
+            "prepare" | "execute" | "deallocate" | "declare" | "fetch" | "move" | "close" => {
+                prepared(words, word)
+            }
+            "listen" | "unlisten" | "notify" => channel(words, word),
+            "copy" => copy(words),
+            "explain" => explain(words),
+            "vacuum" | "analyze" | "analyse" | "reindex" | "cluster" | "checkpoint" => {
+                return upkeep(words, word);
+            }
+            "lock" => Some(Kind::Lock),
+            "do" => Some(Kind::Do),
+            "call" => Some(Kind::Call),
+            "load" => Some(Kind::Load),
+            _ => None,
+        },
+        _ => None,
+    };
+    (kind.unwrap_or(Kind::Unknown), true)
+}
+
+/// SELECT and its like. INTO is spoken for by DDL; a data-modifying WITH is a write.
+fn query(words: Words<'_>) -> Option<Kind> {
+    const WRITES: [&str; 4] = ["insert", "update", "delete", "merge"];
+    let parens = words.leading_parens();
+    if words.is(parens, "with") {
+        words.behind_with(parens)?;
+        let writes = (0..words.len()).any(|at| words.is_any(at, &WRITES));
+        return Some(if writes { Kind::Write } else { Kind::Query });
+    }
+    words
+        .is_any(parens, &["select", "values", "table"])
+        .then_some(Kind::Query)
+}
+
+fn transaction(words: Words<'_>, word: &str) -> Option<Kind> {
+    let noise = |at: usize| usize::from(words.is_any(at, &["work", "transaction"]));
+    match word {
+        "begin" => modes(words.from(1 + noise(1))).map(Kind::Begin),
+        "start" if words.is(1, "transaction") => modes(words.from(2)).map(Kind::Begin),
+        "commit" | "rollback" if words.is(1, "prepared") => Some(Kind::TwoPhase),
+        "commit" | "end" => chain(words.from(1 + noise(1))).map(|chain| Kind::Commit { chain }),
+        "rollback" | "abort" => {
+            let at = 1 + noise(1);
+            if word == "rollback" && words.is(at, "to") {
+                let at =
+                    at + 1 + usize::from(words.is(at + 1, "savepoint") && words.len() > at + 2);
+                return only_name(words, at).map(Kind::RollbackTo);
+            }
+            chain(words.from(at)).map(|chain| Kind::Rollback { chain })
+        }
+        "savepoint" => only_name(words, 1).map(Kind::Savepoint),
+        "release" => {
+            let at = 1 + usize::from(words.is(1, "savepoint") && words.len() > 2);
+            only_name(words, at).map(Kind::Release)
+        }
+        _ => None,
+    }
+}
+
+/// `[AND [NO] CHAIN]` and nothing else.
+fn chain(words: Words<'_>) -> Option<bool> {
+    match words.len() {
+        0 => Some(false),
+        2 if words.phrase(0, "and chain") > 0 => Some(true),
+        3 if words.phrase(0, "and no chain") > 0 => Some(false),
+        _ => None,
+    }
+}
+
+/// The name at `at`, where nothing follows it.
+pub fn only_name(words: Words<'_>, at: usize) -> Option<String> {
+    (words.len() == at + 1).then(|| words.name(at)).flatten()
+}
+
+/// Transaction modes, with commas or without, and nothing else.
+pub fn modes(words: Words<'_>) -> Option<Modes> {
+    const LEVELS: [(&str, Isolation); 4] = [
+        ("read uncommitted", Isolation::ReadUncommitted),
+        ("read committed", Isolation::ReadCommitted),
+        ("repeatable read", Isolation::RepeatableRead),
+        ("serializable", Isolation::Serializable),
+    ];
+    let mut modes = Modes::default();
+    let mut at = 0;
+    while at < words.len() {
+        if at > 0 && words.kind(at) == Some(TokenKind::Comma) {
+            at += 1;
+        }
+        let level = words.phrase(at, "isolation level");
+        if level > 0 {
+            let (count, isolation) = LEVELS
+                .iter()
+                .map(|(name, isolation)| (words.phrase(at + level, name), *isolation))
+                .find(|(count, _)| *count > 0)?;
+            modes.isolation = Some(isolation);
+            at += level + count;
+        } else if words.phrase(at, "read only") > 0 {
+            modes.read_only = Some(true);
+            at += 2;
+        } else if words.phrase(at, "read write") > 0 {
+            modes.read_only = Some(false);
+            at += 2;
+        } else if words.is(at, "deferrable") {
+            modes.deferrable = Some(true);
+            at += 1;
+        } else if words.phrase(at, "not deferrable") > 0 {
+            modes.deferrable = Some(false);
+            at += 2;
+        } else {
+            return None;
+        }
+    }
+    Some(modes)
+}
+
+fn prepared(words: Words<'_>, word: &str) -> Option<Kind> {
+    match word {
+        "prepare"
+            if words.is(1, "transaction") && words.kind(2).is_some_and(TokenKind::is_text) =>
+        {
+            Some(Kind::TwoPhase)
+        }
+        "prepare" => words.name(1).map(Kind::Prepare),
+        "execute" => words.name(1).map(Kind::Execute),
+        "deallocate" => {
+            let at = 1 + usize::from(words.is(1, "prepare") && words.len() > 2);
+            if words.is(at, "all") {
+                return (words.len() == at + 1).then_some(Kind::DeallocateAll);
+            }
+            only_name(words, at).map(Kind::Deallocate)
+        }
+        "declare" => {
+            let name = words.name(1)?;
+            let query = words.find(2, "for")?;
+            let hold = words
+                .find(2, "hold")
+                .is_some_and(|at| at < query && words.is(at - 1, "with"));
+            Some(Kind::DeclareCursor { name, hold })
+        }
+        "fetch" | "move" => Some(Kind::Fetch),
+        "close" if words.is(1, "all") && words.len() == 2 => Some(Kind::CloseCursor(None)),
+        "close" => only_name(words, 1).map(|name| Kind::CloseCursor(Some(name))),
+        _ => None,
+    }
+}
+
+fn channel(words: Words<'_>, word: &str) -> Option<Kind> {
+    match word {
+        "listen" => only_name(words, 1).map(Kind::Listen),
+        "unlisten" if words.raw(1) == "*" && words.len() == 2 => Some(Kind::Unlisten(None)),
+        "unlisten" => only_name(words, 1).map(|name| Kind::Unlisten(Some(name))),
+        _ => words.name(1).map(Kind::Notify),
+    }
+}
+
+/// COPY: behind the table or query comes FROM or TO and where.
+fn copy(words: Words<'_>) -> Option<Kind> {
+    let mut at = 1 + usize::from(words.is(1, "binary") && words.kind(2) != Some(TokenKind::Dot));
+    if words.kind(at) == Some(TokenKind::Open) {
+        at = words.behind_parens(at)?;
+    } else {
+        dotted_name(words.text, words.tokens, at)?;
+        at += 1;
+        while words.kind(at) == Some(TokenKind::Dot) {
+            at += 2;
+        }
+        if words.kind(at) == Some(TokenKind::Open) {
+            at = words.behind_parens(at)?;
+        }
+    }
+    let from = words.is(at, "from");
+    if !from && !words.is(at, "to") {
+        return None;
+    }
+    // The server takes either of the two words in both directions.
+    Some(match (from, words.is_any(at + 1, &["stdin", "stdout"])) {
+        (true, true) => Kind::CopyIn,
+        (false, true) => Kind::CopyOut,
+        _ => Kind::CopyServer,
+    })
+}
+
+/// EXPLAIN: the options, then the statement that it explains.
+fn explain(words: Words<'_>) -> Option<Kind> {
+    let (analyze, _) = explained(words)?;
+    Some(Kind::Explain { analyze })
+}
+
+/// Whether EXPLAIN runs the statement, and where that begins. Any mention of ANALYZE counts.
+pub fn explained(words: Words<'_>) -> Option<(bool, usize)> {
+    let is_analyze = |at: usize| words.is_any(at, &["analyze", "analyse"]);
+    let options = words.kind(1) == Some(TokenKind::Open)
+        && !words.is_any(2, &["select", "with", "values", "table"])
+        && words.kind(2) != Some(TokenKind::Open);
+    if options {
+        let behind = words.behind_parens(1)?;
+        let quoted = |at: usize| words.kind(at) == Some(TokenKind::QuotedName);
+        return Some(((2..behind).any(|at| is_analyze(at) || quoted(at)), behind));
+    }
+    let analyze = is_analyze(1);
+    let at = 1 + usize::from(analyze);
+    Some((analyze, at + usize::from(words.is(at, "verbose"))))
+}
+
+fn upkeep(words: Words<'_>, word: &str) -> (Kind, bool) {
+    let concurrently = (0..words.len()).any(|at| words.is(at, "concurrently"));
+    let (upkeep, transactional) = match word {
+        "vacuum" => (Upkeep::Vacuum, false),
+        "reindex" => {
+            let wide =
+                (0..words.len()).any(|at| words.is_any(at, &["schema", "database", "system"]));
+            (Upkeep::Reindex, !concurrently && !wide)
+        }
+        "cluster" => {
+            let behind = if words.kind(1) == Some(TokenKind::Open) {
+                words.behind_parens(1).unwrap_or(1)
+            } else {
+                1 + usize::from(words.is(1, "verbose"))
+            };
+            (Upkeep::Cluster, behind < words.len())
+        }
+        "checkpoint" => (Upkeep::Checkpoint, true),
+        _ => (Upkeep::Analyze, true),
+    };
+    (Kind::Upkeep(upkeep), transactional)
+}
+
+/// The literal or name at `at`, where a setting takes either; `None` where it is neither or not known.
+pub fn literal_or_name(words: Words<'_>, at: usize) -> Option<String> {
+    let token = *words.tokens.get(at)?;
+    text_of(words.text, token).or_else(|| words.name(at))
+}
