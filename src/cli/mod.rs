@@ -1,1 +1,3 @@
 //! Commands of the program: serve, check, release, demo.
+
+pub mod demo;

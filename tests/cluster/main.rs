@@ -1,0 +1,7 @@
+//! Tests on real servers, a file per behaviour that a user sees. Each ends by comparing all copies.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod comparison;
+mod servers;
