@@ -14,6 +14,7 @@ use postgres_protocol::message::frontend;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::wire::error::ScramError;
 use crate::wire::message::report::Report;
 use crate::wire::scram::Key;
 use crate::wire::scram::client::{Binding, Client, Secret as ScramSecret};
@@ -94,6 +95,9 @@ pub enum BackendError {
     /// The node asked for what the secret at hand can't give, or could not prove itself.
     #[error("authentication at the node failed: {0}")]
     Authentication(String),
+    /// The exchange of proofs failed; [`ScramError::OtherVerifier`] means that the password has changed.
+    #[error("authentication at the node failed: {0}")]
+    Scram(ScramError),
 }
 
 impl BackendError {
@@ -375,8 +379,8 @@ fn protocol(text: &str) -> BackendError {
     BackendError::Protocol(text.to_owned())
 }
 
-fn authentication(error: impl std::fmt::Display) -> BackendError {
-    BackendError::Authentication(error.to_string())
+fn authentication(error: ScramError) -> BackendError {
+    BackendError::Scram(error)
 }
 
 /// The server's error, from its whole frame.

@@ -1,0 +1,249 @@
+//! One pooled connection: how it is opened with a role's key, what is looked at before it is used
+//! again, and how failing is told.
+//!
+//! Promises that a key which a node refused is never tried again, and that a connection on which the
+//! server has said something unexpected is not reused. It decides nothing about how many there are.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use deadpool::managed::{Manager, Metrics, RecycleError, RecycleResult};
+
+use super::backend::{Address, Backend, BackendError, Login, Secret};
+use super::carried::{Carried, Settings};
+use super::keys::{KeyRing, RoleKey};
+use super::settings;
+use crate::error::{ClientError, NodeWords};
+use crate::wire::error::ScramError;
+use crate::wire::message::report::{Report, field};
+
+/// How long opening one connection may take.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// A connection as the pools keep it.
+#[derive(Debug)]
+pub struct Pooled {
+    /// The connection itself, idle and authenticated when leased.
+    pub backend: Backend,
+    /// What earlier sessions left on it, known exactly.
+    pub carried: Carried,
+    pub(super) generation: u64,
+}
+
+impl Pooled {
+    /// Brings the connection's settings to what a session wants. An error of the node's (an unknown
+    /// name, a bad value) leaves them as they were. When dropped midway the lease must be discarded.
+    pub async fn adopt(&mut self, wanted: &Settings) -> Result<(), BackendError> {
+        if let Some(sql) = settings::difference(&self.carried.settings, wanted) {
+            self.backend.query(&sql).await?;
+            self.carried.settings.clone_from(wanted);
+        }
+        Ok(())
+    }
+
+    /// Whether the server has said nothing since the last session, or only what does no harm. Costs no
+    /// system call while nothing arrives.
+    fn quiet(&mut self) -> bool {
+        if !self.backend.input.is_empty() {
+            return false;
+        }
+        match self.backend.stream.try_read_buf(&mut self.backend.input) {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => true,
+            Err(_) | Ok(0) => false,
+            Ok(_) => self.absorb(),
+        }
+    }
+
+    /// A reload of the server's configuration sends new `ParameterStatus` to idle connections.
+    fn absorb(&mut self) -> bool {
+        loop {
+            match self.backend.buffered_frame() {
+                Ok(Some((b'S', frame))) => self.backend.note_parameter(&frame),
+                Ok(Some((b'N', _))) => {}
+                Ok(None) => return self.backend.input.is_empty(),
+                Ok(Some(_)) | Err(_) => return false,
+            }
+        }
+    }
+}
+
+impl Drop for Pooled {
+    /// Says goodbye if that is possible at once, so that the node's log stays clean.
+    fn drop(&mut self) {
+        let _ = self.backend.stream.try_write(b"X\0\0\0\x04");
+    }
+}
+
+/// Why no connection could be had.
+#[derive(Debug, thiserror::Error)]
+pub enum PoolError {
+    /// None became free in time.
+    #[error("no connection became free within {waited:?}")]
+    Timeout {
+        /// `pool.queue_timeout_ms`.
+        waited: Duration,
+        /// `pool.max_connections`.
+        max_connections: usize,
+    },
+    /// Too many wait already.
+    #[error("{queue_max} wait already")]
+    QueueFull {
+        /// `pool.queue_max`.
+        queue_max: usize,
+    },
+    /// Nobody's key opens the node.
+    #[error("no key of role {user} opens the node")]
+    NoKey {
+        /// The role.
+        user: String,
+    },
+    /// The node can't be reached, or refuses.
+    #[error("node {node}: {error}")]
+    Node {
+        /// Its name.
+        node: String,
+        /// Why.
+        error: BackendError,
+    },
+    /// The pools are closed: the proxy is stopping.
+    #[error("closed")]
+    Closed,
+}
+
+impl From<PoolError> for ClientError {
+    fn from(error: PoolError) -> Self {
+        match error {
+            PoolError::Timeout {
+                waited,
+                max_connections,
+            } => Self::PoolTimeout {
+                waited,
+                max_connections,
+            },
+            PoolError::QueueFull { queue_max } => Self::QueueFull { queue_max },
+            PoolError::NoKey { user } => Self::NoKey { user },
+            PoolError::Node { node, error } => node_error(node, error),
+            PoolError::Closed => Self::ShuttingDown,
+        }
+    }
+}
+
+/// What a client is told of a node that failed: the node's own words where it has any.
+pub fn node_error(node: String, error: BackendError) -> ClientError {
+    match error {
+        BackendError::Io(_) | BackendError::Timeout(_) => ClientError::NodeUnreachable { node },
+        BackendError::Server(report) => ClientError::Node(Box::new(words(&report))),
+        other => ClientError::NodeFault {
+            node,
+            fault: other.to_string(),
+        },
+    }
+}
+
+fn words(report: &Report) -> NodeWords {
+    NodeWords {
+        sqlstate: report.code().to_owned(),
+        message: report.message(),
+        detail: report.text(field::DETAIL),
+        hint: report.text(field::HINT),
+    }
+}
+
+/// How connections of one pool are opened and looked at before reuse.
+pub(super) struct Opener {
+    pub(super) node_name: String,
+    pub(super) address: Address,
+    pub(super) user: String,
+    pub(super) database: String,
+    pub(super) trust: bool,
+    pub(super) keys: Arc<KeyRing>,
+    pub(super) generation: AtomicU64,
+}
+
+impl Opener {
+    fn login(&self, secret: Secret) -> Login {
+        Login {
+            user: self.user.clone(),
+            database: self.database.clone(),
+            secret,
+            parameters: Vec::new(),
+        }
+    }
+
+    pub(super) async fn open(&self) -> Result<Backend, PoolError> {
+        if self.trust {
+            return self.connect(Secret::None).await.map_err(|e| self.fault(e));
+        }
+        loop {
+            let Some(key) = self.keys.get(&self.user) else {
+                return Err(PoolError::NoKey {
+                    user: self.user.clone(),
+                });
+            };
+            match self.connect(secret(&key)).await {
+                Err(error) if refused(&error) => {
+                    // Each round drops a key, so this ends unless somebody logs in anew every time.
+                    tracing::info!(
+                        user = self.user,
+                        node = self.node_name,
+                        "a node refused a role's key"
+                    );
+                    self.keys.forget(&self.user, &key);
+                }
+                other => return other.map_err(|e| self.fault(e)),
+            }
+        }
+    }
+
+    async fn connect(&self, secret: Secret) -> Result<Backend, BackendError> {
+        Backend::connect(&self.address, &self.login(secret), CONNECT_LIMIT).await
+    }
+
+    fn fault(&self, error: BackendError) -> PoolError {
+        PoolError::Node {
+            node: self.node_name.clone(),
+            error,
+        }
+    }
+}
+
+fn secret(key: &RoleKey) -> Secret {
+    Secret::Scram {
+        client_key: key.client_key,
+        verifier: key.verifier.clone(),
+    }
+}
+
+/// Whether the node holds another password than the key's.
+fn refused(error: &BackendError) -> bool {
+    matches!(error, BackendError::Scram(ScramError::OtherVerifier))
+        || error.sqlstate() == Some("28P01")
+}
+
+impl Manager for Opener {
+    type Type = Pooled;
+    type Error = PoolError;
+
+    /// Dropped midway, the socket is closed and the place in the pool is free again.
+    async fn create(&self) -> Result<Pooled, PoolError> {
+        let generation = self.generation.load(Ordering::Acquire);
+        let backend = self.open().await?;
+        Ok(Pooled {
+            backend,
+            carried: Carried::default(),
+            generation,
+        })
+    }
+
+    async fn recycle(&self, pooled: &mut Pooled, _: &Metrics) -> RecycleResult<PoolError> {
+        let current = pooled.generation == self.generation.load(Ordering::Acquire);
+        if current && pooled.quiet() {
+            Ok(())
+        } else {
+            Err(RecycleError::message(
+                "closed, noisy or of another generation",
+            ))
+        }
+    }
+}
