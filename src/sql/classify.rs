@@ -95,7 +95,7 @@ fn names_temporary(words: Words<'_>) -> bool {
 }
 
 /// The kind, and whether it may stand in a transaction block.
-fn kind(words: Words<'_>) -> (Kind, bool) {
+pub fn kind(words: Words<'_>) -> (Kind, bool) {
     if let Some(command) = ddl::command(words) {
         let kind = match command.seen {
             Seen::ByNode => Kind::AlterSystem,

@@ -154,7 +154,7 @@ fn create(words: Words<'_>) -> Option<Command> {
 }
 
 fn alter(words: Words<'_>) -> Option<Command> {
-    let (object, behind) = object(words, 1)?;
+    let (object, behind) = object(words, 1 + usize::from(words.is(1, "procedural")))?;
     let mut command = on_object("ALTER", object);
     match object {
         "system" => {
@@ -177,7 +177,7 @@ fn alter(words: Words<'_>) -> Option<Command> {
 }
 
 fn drop(words: Words<'_>) -> Option<Command> {
-    let (object, behind) = object(words, 1)?;
+    let (object, behind) = object(words, 1 + usize::from(words.is(1, "procedural")))?;
     let mut command = on_object("DROP", object);
     match object {
         "index" => command.transactional = !words.is(behind, "concurrently"),

@@ -7,6 +7,7 @@ pub mod classify;
 pub mod ddl;
 pub mod lexer;
 pub mod names;
+pub mod pieces;
 pub mod settings;
 pub mod split;
 pub mod statement;
