@@ -1,3 +1,23 @@
 //! The program `synapsedb`: arguments in, exit code out. Everything else is in the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use synapsedb::cli::{Cli, logs, run};
+
+fn main() -> anyhow::Result<ExitCode> {
+    let cli = Cli::parse();
+    logs::start(cli.log_format, cli.command.log_level());
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
+    match runtime.block_on(run(cli)) {
+        Ok(code) => Ok(code),
+        Err(error) => {
+            eprintln!("synapsedb: {error}");
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}

@@ -450,6 +450,15 @@ impl Server {
     }
 }
 
+/// Stops a server that this program did not start, and waits until it is gone.
+pub fn stop_foreign(pid: i32) {
+    signal::send(pid, Signal::INT);
+    let until = Instant::now() + PATIENCE;
+    while signal::is_alive(pid) && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         if self.kill_on_drop {
