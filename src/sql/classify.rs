@@ -298,8 +298,13 @@ fn copy(words: Words<'_>) -> Option<Kind> {
 
 /// EXPLAIN: the options, then the statement that it explains.
 fn explain(words: Words<'_>) -> Option<Kind> {
-    let (analyze, _) = explained(words)?;
-    Some(Kind::Explain { analyze })
+    let (analyze, inner) = explained(words)?;
+    let makes = ddl::command(words.from(inner)).is_some();
+    Some(if analyze && makes {
+        Kind::ExplainMakesTable
+    } else {
+        Kind::Explain { analyze }
+    })
 }
 
 /// Whether EXPLAIN runs the statement, and where that begins. Any mention of ANALYZE counts.

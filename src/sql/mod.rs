@@ -8,6 +8,7 @@ pub mod ddl;
 pub mod lexer;
 pub mod names;
 pub mod pieces;
+pub mod rewrite;
 pub mod settings;
 pub mod split;
 pub mod statement;

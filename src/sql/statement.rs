@@ -201,6 +201,9 @@ pub enum Kind {
         /// Runs it.
         analyze: bool,
     },
+    /// EXPLAIN ANALYZE of CREATE TABLE AS and its like: makes the table, and no event trigger sees it
+    /// (tried on 16). Refused (0A000).
+    ExplainMakesTable,
     /// SELECT, VALUES, TABLE, WITH: only [`StatementFacts::verdict`] says whether it is read-only.
     Query,
     /// Changes rows, or may: INSERT, UPDATE, DELETE, MERGE, TRUNCATE, and a WITH that holds one.
