@@ -35,6 +35,17 @@ impl FromStr for Lsn {
     }
 }
 
+/// A transaction's number on one node, as it stands in the stream: without the epoch of its counter,
+/// so it comes again after four thousand million others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Xid(pub u32);
+
+impl fmt::Display for Xid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// Grows at each change of writer and at each start or takeover of a proxy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch(pub u64);

@@ -7,6 +7,7 @@
 pub mod error;
 pub mod frame;
 pub mod message;
+pub mod pgoutput;
 mod read;
 pub mod scram;
 pub mod startup;

@@ -62,6 +62,16 @@ impl<'a> Reader<'a> {
         Ok(i32::from_be_bytes(self.array()?))
     }
 
+    #[inline]
+    pub(crate) fn u64(&mut self) -> Result<u64, WireError> {
+        Ok(u64::from_be_bytes(self.array()?))
+    }
+
+    #[inline]
+    pub(crate) fn i64(&mut self) -> Result<i64, WireError> {
+        Ok(i64::from_be_bytes(self.array()?))
+    }
+
     /// Bytes up to the next zero byte, which is eaten as well.
     #[inline]
     pub(crate) fn cstr(&mut self) -> Result<&'a [u8], WireError> {

@@ -227,6 +227,16 @@ fn verifiers_read_what_they_write() {
 }
 
 #[test]
+fn a_real_verifier_is_that_of_its_password() {
+    // PostgreSQL 16.14: CREATE ROLE ... PASSWORD 'pencil'.
+    let text = "SCRAM-SHA-256$4096:SYhitwfyWkGFXq8/qSlq4g==$\
+                D2y+cwinZ2DDp0MOfVX0M2Rg3X0FBYIkomk/yR0Xp/g=:\
+                9sWRZYJpzDmgJzygrloXhxYVMCgKy7/18PSy5rJRUHs=";
+    let salt = STANDARD.decode("SYhitwfyWkGFXq8/qSlq4g==").unwrap();
+    assert_eq!(make_verifier(b"pencil", &salt, 4096).unwrap(), text);
+}
+
+#[test]
 fn passwords_are_prepared_where_possible() {
     // U+00AA and 'a' are one by SASLprep; bytes that are no UTF-8 stay.
     let salt = b"0123456789abcdef";
