@@ -390,7 +390,7 @@ impl Pools {
     }
 
     /// Closes what has been idle too long, and forgets pools that nobody uses, until `stop`.
-    pub async fn tend(&self, stop: CancellationToken) {
+    pub async fn tend(self: Arc<Self>, stop: CancellationToken) {
         let idle = self.limits.idle_timeout();
         let period = (idle / 4).clamp(Duration::from_millis(100), Duration::from_secs(30));
         while stop
