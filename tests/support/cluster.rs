@@ -231,6 +231,11 @@ impl TestCluster {
         &mut self.servers[index]
     }
 
+    /// A server, to be looked at.
+    pub fn server_ref(&self, index: usize) -> &Server {
+        &self.servers[index]
+    }
+
     /// A program of the servers' installation: psql, pgbench, `pg_dump`.
     pub fn program(&self, name: &str) -> PathBuf {
         self.servers[0].install().program(name)
