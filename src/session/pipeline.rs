@@ -1,0 +1,320 @@
+//! The queue of answers that the messages already sent to a node will bring, in order.
+//!
+//! For each frame from the node it says whose answer it is and what becomes of it. It guards the promises
+//! that answers reach the client in the order of its messages, that what the proxy put in between stays
+//! unseen, and that after an error exactly one `ReadyForQuery` comes per Sync. Pure: no socket, no clock.
+
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
+
+use crate::session::prepared::Undo;
+
+/// Which message's answer is awaited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// Query: everything until `ReadyForQuery`.
+    Query,
+    /// `FunctionCall`: likewise.
+    Function,
+    /// Parse.
+    Parse,
+    /// Bind.
+    Bind,
+    /// Describe of a statement or a portal.
+    Describe,
+    /// Execute.
+    Execute,
+    /// Close of a statement or a portal.
+    Close,
+    /// Sync: `ReadyForQuery`.
+    Sync,
+    /// `CopyDone` or `CopyFail`: no answer; tells which Syncs the server ignores.
+    CopyEnd,
+    /// No message at all: an answer of the proxy's own, given when its turn comes.
+    Local,
+}
+
+/// Why the proxy sent something itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Own {
+    /// Prepares or closes a statement ahead of the client's message. Its error is the client's.
+    Statement,
+    /// A step inside the client's transaction. Its error is the client's.
+    Step,
+    /// Puts the session's settings in force.
+    Settings,
+    /// Looks what a transaction left behind.
+    Probe,
+}
+
+/// What an outstanding message could do, for the case that the connection is lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Risk {
+    /// It changes nothing.
+    #[default]
+    None,
+    /// It may write.
+    Write,
+    /// It may commit.
+    Commit,
+}
+
+/// One awaited answer.
+#[derive(Debug)]
+pub struct Entry {
+    /// To what.
+    pub expect: Expect,
+    /// Set where the message was the proxy's.
+    pub own: Option<Own>,
+    /// What its loss could mean.
+    pub risk: Risk,
+    /// What to take back where the node never ran it.
+    pub undo: Option<Box<Undo>>,
+    /// What the client gets: for a local answer the answer, else what stands in for the node's error.
+    pub words: Option<Bytes>,
+    /// Moves error positions: in which place how many characters were put in.
+    pub splices: Option<Box<[(u32, u32)]>>,
+}
+
+impl Entry {
+    /// The client's own message.
+    pub fn client(expect: Expect) -> Self {
+        Self {
+            expect,
+            own: None,
+            risk: Risk::None,
+            undo: None,
+            words: None,
+            splices: None,
+        }
+    }
+
+    /// A message of the proxy's.
+    pub fn own(expect: Expect, own: Own) -> Self {
+        Self {
+            own: Some(own),
+            ..Self::client(expect)
+        }
+    }
+
+    /// An answer of the proxy's.
+    pub fn local(answer: Bytes) -> Self {
+        Self {
+            words: Some(answer),
+            ..Self::client(Expect::Local)
+        }
+    }
+}
+
+/// What becomes of a frame.
+#[derive(Debug)]
+pub enum Verdict {
+    /// To the client as it is.
+    Pass,
+    /// To nobody: an answer to the proxy's own message.
+    Swallow(Own),
+    /// An error for the client.
+    Error(Fault),
+    /// `ReadyForQuery` of the client's Query, `FunctionCall` or Sync.
+    Ready,
+    /// `ReadyForQuery` of the proxy's.
+    OwnReady(Own),
+    /// Notice, notification or parameter: not an answer.
+    Aside,
+}
+
+/// An error with what has to be done about it.
+#[derive(Debug, Default)]
+pub struct Fault {
+    /// Sent to the client in place of the node's words.
+    pub words: Option<Bytes>,
+    /// Moves its position.
+    pub splices: Option<Box<[(u32, u32)]>>,
+    /// To be taken back, in this order; the first with `failed` set where the message itself failed.
+    pub undo: Vec<Box<Undo>>,
+}
+
+/// A frame that answers nothing that was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the node sent {:?} while {awaited:?} was awaited", char::from(*.tag))]
+pub struct OutOfStep {
+    /// The frame's type.
+    pub tag: u8,
+    /// What was awaited.
+    pub awaited: Option<Expect>,
+}
+
+/// The awaited answers.
+#[derive(Debug, Default)]
+pub struct Pipeline {
+    queue: VecDeque<Entry>,
+    /// An extended message failed and its Sync has not been sent yet: the server skips all until then.
+    skipping: bool,
+    /// The server reads COPY data.
+    copying: bool,
+}
+
+impl Pipeline {
+    /// Adds what was just sent (or a local answer).
+    pub fn push(&mut self, entry: Entry) {
+        if entry.expect == Expect::Sync {
+            self.skipping = false;
+        }
+        if entry.expect == Expect::CopyEnd {
+            self.copying = false;
+        }
+        self.queue.push_back(entry);
+    }
+
+    /// Whether nothing is awaited.
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// How much is awaited.
+    pub fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Whether the server ignores all but Sync now.
+    pub fn skipping(&self) -> bool {
+        self.skipping
+    }
+
+    /// Whether the server waits for COPY data.
+    pub fn copying(&self) -> bool {
+        self.copying
+    }
+
+    /// Whether extended messages were sent and not yet closed by a Sync.
+    pub fn unsynced(&self) -> bool {
+        self.skipping
+            || self.queue.back().is_some_and(|last| {
+                !matches!(last.expect, Expect::Sync | Expect::Query | Expect::Function)
+            })
+    }
+
+    /// What the next answer belongs to.
+    pub fn head(&self) -> Option<&Entry> {
+        self.queue.front()
+    }
+
+    /// The gravest that may be going on.
+    pub fn risk(&self) -> Risk {
+        let risks = self.queue.iter().map(|entry| entry.risk);
+        risks.max().unwrap_or_default()
+    }
+
+    /// Forgets everything, as when the connection is gone; gives what has to be taken back.
+    pub fn abandon(&mut self) -> Vec<Box<Undo>> {
+        self.skipping = false;
+        self.copying = false;
+        let entries = std::mem::take(&mut self.queue);
+        entries.into_iter().rev().filter_map(|entry| entry.undo).collect()
+    }
+
+    /// Gives out the local answers whose turn has come.
+    pub fn settle(&mut self, out: &mut BytesMut) {
+        while let Some(Expect::Local | Expect::CopyEnd) = self.head().map(|entry| entry.expect) {
+            if let Some(answer) = self.queue.pop_front().and_then(|entry| entry.words) {
+                out.extend_from_slice(&answer);
+            }
+        }
+    }
+
+    /// Judges a frame of type `tag` from the node.
+    pub fn answer(&mut self, tag: u8) -> Result<Verdict, OutOfStep> {
+        if matches!(tag, b'N' | b'S' | b'A') {
+            return Ok(Verdict::Aside);
+        }
+        let Some(head) = self.queue.front() else {
+            // A node that ends the connection says so unasked.
+            let unasked = OutOfStep { tag, awaited: None };
+            return if tag == b'E' { Ok(Verdict::Error(Fault::default())) } else { Err(unasked) };
+        };
+        let (expect, own) = (head.expect, head.own);
+        let mine = own.map_or(Verdict::Pass, Verdict::Swallow);
+        let done = match (expect, tag) {
+            (_, b'E') => return Ok(self.error()),
+            (Expect::Query | Expect::Function | Expect::Sync, b'Z') => {
+                self.queue.pop_front();
+                self.copying = false;
+                return Ok(own.map_or(Verdict::Ready, Verdict::OwnReady));
+            }
+            (Expect::Query | Expect::Execute, b'G') => {
+                self.copy_in();
+                false
+            }
+            (Expect::Query, b'T' | b'D' | b'C' | b'I' | b'H' | b'd' | b'c')
+            | (Expect::Execute, b'D' | b'H' | b'd' | b'c')
+            | (Expect::Describe, b't')
+            | (Expect::Function, b'V') => false,
+            (Expect::Parse, b'1')
+            | (Expect::Bind, b'2')
+            | (Expect::Close, b'3')
+            | (Expect::Describe, b'T' | b'n')
+            | (Expect::Execute, b'C' | b'I' | b's') => true,
+            _ => {
+                let awaited = Some(expect);
+                return Err(OutOfStep { tag, awaited });
+            }
+        };
+        if done {
+            self.queue.pop_front();
+            self.copying = false;
+        }
+        Ok(mine)
+    }
+
+    /// The server begins to read COPY data: it ignores the Syncs that were sent ahead of the data's end.
+    fn copy_in(&mut self) {
+        let end = self.queue.iter().position(|entry| entry.expect == Expect::CopyEnd);
+        self.copying = end.is_none();
+        let mut index = 0;
+        let end = end.unwrap_or(usize::MAX);
+        self.queue.retain(|entry| {
+            let ignored = entry.expect == Expect::Sync && index < end;
+            index += 1;
+            !ignored
+        });
+    }
+
+    fn error(&mut self) -> Verdict {
+        self.copying = false;
+        let Some(head) = self.queue.front_mut() else {
+            return Verdict::Error(Fault::default());
+        };
+        if matches!(head.expect, Expect::Query | Expect::Function | Expect::Sync) {
+            if let Some(own @ (Own::Settings | Own::Probe)) = head.own {
+                return Verdict::Swallow(own);
+            }
+            let fault = Fault {
+                words: head.words.take(),
+                splices: head.splices.take(),
+                undo: Vec::new(),
+            };
+            return Verdict::Error(fault);
+        }
+        let sync = self.queue.iter().position(|entry| entry.expect == Expect::Sync);
+        self.skipping = sync.is_none();
+        let mut dropped = self.queue.drain(..sync.unwrap_or(self.queue.len()));
+        let mut fault = Fault::default();
+        if let Some(mut failed) = dropped.next() {
+            fault.words = failed.words.take();
+            fault.splices = failed.splices.take();
+            if let Some(undo) = &mut failed.undo {
+                undo.failed = true;
+            }
+            fault.undo.extend(failed.undo);
+        }
+        fault.undo.extend(dropped.filter_map(|entry| entry.undo));
+        // The latest change is taken back first.
+        fault.undo.reverse();
+        Verdict::Error(fault)
+    }
+}
+
+#[cfg(test)]
+#[path = "pipeline_tests.rs"]
+mod tests;

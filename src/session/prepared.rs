@@ -1,0 +1,253 @@
+//! Prepared statements of sessions over pooled connections: who calls what by which name.
+//!
+//! A named statement of a client is one of the proxy's, `synapsedb_<n>`, shared by all who prepare the
+//! same text with the same parameter types under the same settings, and prepared on whichever connection
+//! needs it. It guards the promise that a name means what its own session gave it, whichever connection
+//! is used, and that nothing grows without bound.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::node::carried::Carried;
+use crate::session::brief::Brief;
+
+/// Statements one connection holds before the least recently used is closed.
+pub const PER_CONNECTION_MAX: usize = 256;
+/// Statements one session may name.
+pub const PER_SESSION_MAX: usize = 10_000;
+/// Bytes of texts in the shared cache.
+const SHARED_BYTES_MAX: u64 = 32 << 20;
+
+/// A statement as some client prepared it.
+#[derive(Debug)]
+pub struct Statement {
+    /// Its number, never used twice.
+    pub id: u64,
+    /// What follows the name in its Parse: text, zero, parameter types.
+    pub tail: Bytes,
+    /// What running it means.
+    pub brief: Arc<Brief>,
+}
+
+impl Statement {
+    /// Its name on the nodes.
+    pub fn server_name(&self) -> String {
+        format!("synapsedb_{}", self.id)
+    }
+
+    /// Appends its Parse under `name`.
+    pub fn put_parse(&self, name: &str, out: &mut BytesMut) {
+        let length = 4 + name.len() + 1 + self.tail.len();
+        out.reserve(length + 1);
+        out.put_u8(b'P');
+        // The tail came in a frame whose length word held it beside a name of the client's.
+        out.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+        out.put_slice(name.as_bytes());
+        out.put_u8(0);
+        out.put_slice(&self.tail);
+    }
+}
+
+#[derive(Clone)]
+struct TextWeight;
+
+impl quick_cache::Weighter<(u64, Bytes), Arc<Statement>> for TextWeight {
+    fn weight(&self, (_, tail): &(u64, Bytes), _: &Arc<Statement>) -> u64 {
+        tail.len() as u64 + 200
+    }
+}
+
+/// The statements that sessions share. Bounded; what falls out is prepared anew under a new number.
+pub struct Shelf {
+    cache: quick_cache::sync::Cache<(u64, Bytes), Arc<Statement>, TextWeight>,
+    next: AtomicU64,
+}
+
+impl Default for Shelf {
+    fn default() -> Self {
+        Self {
+            cache: quick_cache::sync::Cache::with_weighter(4096, SHARED_BYTES_MAX, TextWeight),
+            next: AtomicU64::new(1),
+        }
+    }
+}
+
+impl Shelf {
+    /// The statement of this tail under settings with this digest; `None` for the digest keeps it private.
+    pub fn get(&self, digest: Option<u64>, tail: &[u8], brief: impl FnOnce() -> Arc<Brief>) -> Arc<Statement> {
+        let tail = Bytes::copy_from_slice(tail);
+        let Some(digest) = digest else {
+            return Arc::new(self.make(tail, brief()));
+        };
+        let key = (digest, tail);
+        if let Some(known) = self.cache.get(&key) {
+            return known;
+        }
+        let made = Arc::new(self.make(key.1.clone(), brief()));
+        self.cache.insert(key, Arc::clone(&made));
+        made
+    }
+
+    fn make(&self, tail: Bytes, brief: Arc<Brief>) -> Statement {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        Statement { id, tail, brief }
+    }
+}
+
+/// The unnamed statement of a session, counted so that a connection's can be told from an older one.
+#[derive(Debug, Clone)]
+pub struct Unnamed {
+    /// Which of the session's unnamed statements.
+    pub count: u64,
+    /// What it is.
+    pub statement: Arc<Statement>,
+}
+
+/// What to take back when the node did not run a message after all.
+#[derive(Debug, Default)]
+pub struct Undo {
+    /// The message itself failed, rather than being skipped after another's failure.
+    pub failed: bool,
+    /// The session's name, and what it meant.
+    pub named: Option<(Bytes, Option<Arc<Statement>>)>,
+    /// The connection's statement, and whether it was there.
+    pub on_connection: Option<(u64, bool)>,
+    /// The session's unnamed statement before, and whose the connection's was.
+    pub unnamed: Option<(Option<Unnamed>, Option<(u64, u64)>)>,
+}
+
+/// The statements of one session.
+#[derive(Debug, Default)]
+pub struct Prepared {
+    named: HashMap<Bytes, Arc<Statement>>,
+    /// The unnamed one.
+    pub unnamed: Option<Unnamed>,
+    count: u64,
+}
+
+impl Prepared {
+    /// What a name means.
+    pub fn get(&self, name: &[u8]) -> Option<&Arc<Statement>> {
+        self.named.get(name)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.named.len()
+    }
+
+    /// Whether there are none with a name.
+    pub fn is_empty(&self) -> bool {
+        self.named.is_empty()
+    }
+
+    /// Gives a name a meaning, or takes it away; the undo brings back what it meant.
+    pub fn name(&mut self, name: &[u8], meaning: Option<Arc<Statement>>) -> Undo {
+        let name = Bytes::copy_from_slice(name);
+        let before = match meaning {
+            Some(statement) => self.named.insert(name.clone(), statement),
+            None => self.named.remove(&name),
+        };
+        Undo {
+            named: Some((name, before)),
+            ..Undo::default()
+        }
+    }
+
+    /// Sets the unnamed statement, which the message being sent also makes the connection's.
+    pub fn set_unnamed(&mut self, statement: Arc<Statement>, session: u64, carried: &mut Carried) -> Undo {
+        self.count += 1;
+        let unnamed = Unnamed {
+            count: self.count,
+            statement,
+        };
+        let before = self.unnamed.replace(unnamed);
+        let theirs = carried.unnamed.replace((session, self.count));
+        Undo {
+            unnamed: Some((before, theirs)),
+            ..Undo::default()
+        }
+    }
+
+    /// Forgets all, as DISCARD ALL and DEALLOCATE ALL do.
+    pub fn clear(&mut self) {
+        self.named.clear();
+    }
+
+    /// Takes a change back.
+    pub fn undo(&mut self, undo: Undo, carried: Option<&mut Carried>) {
+        if let Some((name, before)) = undo.named {
+            match before {
+                Some(statement) => self.named.insert(name, statement),
+                None => self.named.remove(&name),
+            };
+        }
+        let (mut session, mut connection) = (None, None);
+        if let (Some(before), false) = (undo.unnamed.as_ref(), undo.failed) {
+            (session, connection) = before.clone();
+        }
+        if undo.unnamed.is_some() {
+            self.unnamed = session;
+        }
+        let Some(carried) = carried else { return };
+        if undo.unnamed.is_some() {
+            carried.unnamed = connection;
+        }
+        match undo.on_connection {
+            Some((id, true)) => carried.statements.insert(id),
+            Some((id, false)) => carried.statements.remove(id),
+            None => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn brief() -> Arc<Brief> {
+        Arc::new(Brief::default())
+    }
+
+    #[test]
+    fn same_text_same_types_same_settings_share() {
+        let shelf = Shelf::default();
+        let one = shelf.get(Some(1), b"select 1\0\0\0", brief);
+        assert_eq!(one.id, shelf.get(Some(1), b"select 1\0\0\0", brief).id);
+        assert_ne!(one.id, shelf.get(Some(2), b"select 1\0\0\0", brief).id);
+        assert_ne!(one.id, shelf.get(None, b"select 1\0\0\0", brief).id);
+        let typed = shelf.get(Some(1), b"select 1\0\0\x01\0\0\0\x17", brief);
+        assert_ne!(one.id, typed.id);
+        let mut out = BytesMut::new();
+        one.put_parse("s", &mut out);
+        assert_eq!(&out[..], b"P\0\0\0\x11s\0select 1\0\0\0");
+    }
+
+    #[test]
+    fn a_skipped_message_changes_nothing() {
+        let shelf = Shelf::default();
+        let mut carried = Carried::default();
+        let mut mine = Prepared::default();
+        let (a, b) = (shelf.get(None, b"a", brief), shelf.get(None, b"b", brief));
+        mine.name(b"s", Some(Arc::clone(&a)));
+        let close = mine.name(b"s", None);
+        let again = mine.name(b"s", Some(b));
+        mine.undo(again, Some(&mut carried));
+        assert!(mine.get(b"s").is_none());
+        mine.undo(close, Some(&mut carried));
+        assert_eq!(mine.get(b"s").map(|s| s.id), Some(a.id));
+
+        mine.set_unnamed(Arc::clone(&a), 7, &mut carried);
+        let skipped = mine.set_unnamed(Arc::clone(&a), 7, &mut carried);
+        mine.undo(skipped, Some(&mut carried));
+        assert_eq!(carried.unnamed, Some((7, 1)));
+        assert_eq!(mine.unnamed.as_ref().map(|u| u.count), Some(1));
+        let mut failed = mine.set_unnamed(a, 7, &mut carried);
+        failed.failed = true;
+        mine.undo(failed, Some(&mut carried));
+        assert!(mine.unnamed.is_none() && carried.unnamed.is_none());
+    }
+}
