@@ -23,9 +23,11 @@ pub struct Brief {
     pub mutes: bool,
     /// What its loss means.
     pub risk: Risk,
-    /// Drops SQL-level and protocol-level statements of the session.
+    /// Custom settings it names.
+    pub placeholders: Vec<String>,
+    /// May drop all prepared statements: DISCARD ALL, DEALLOCATE ALL.
     pub deallocates_all: bool,
-    /// Drops this one.
+    /// Is the one statement `DEALLOCATE name`.
     pub deallocates: Option<String>,
 }
 

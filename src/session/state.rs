@@ -1,0 +1,268 @@
+//! What belongs to a session whichever connection works for it: its settings, and what ties it to one.
+//!
+//! Settings are learnt from the server, never from reading SET: after a text that may have changed them
+//! the connection is asked (`probe.rs`), so rollbacks, SET LOCAL and functions come out right by
+//! themselves. It guards the promise that settings follow the session and nothing is left for the next.
+
+use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use crate::node::carried::Settings;
+use crate::session::brief::Brief;
+
+/// Custom settings (`my.name`) a session may use; past that it keeps its connection.
+pub const PLACEHOLDERS_MAX: usize = 64;
+
+/// The setting that the proxy keeps at warning on the nodes, whatever the client sets (rule 4).
+pub const MIN_MESSAGES: &str = "client_min_messages";
+/// What the node has where the client wants to hear less.
+const KEPT_LEVEL: &str = "warning";
+
+/// Settings that change nothing about what a prepared statement means.
+const HARMLESS: [&str; 18] = [
+    "application_name",
+    "client_min_messages",
+    "commit_delay",
+    "enable_seqscan",
+    "extra_float_digits",
+    "idle_in_transaction_session_timeout",
+    "idle_session_timeout",
+    "jit",
+    "lock_timeout",
+    "log_statement",
+    "maintenance_work_mem",
+    "plan_cache_mode",
+    "statement_timeout",
+    "synchronous_commit",
+    "tcp_keepalives_idle",
+    "transaction_timeout",
+    "work_mem",
+    "default_transaction_read_only",
+];
+
+/// How long a session holds on to its connection between transactions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hold {
+    /// Not at all.
+    #[default]
+    None,
+    /// Until another session waits for one.
+    Soft,
+    /// Until nothing is left on it.
+    Hard,
+}
+
+/// What may have happened on the connection since it was last looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools)]
+pub struct Doubt {
+    /// It must be looked at.
+    pub probe: bool,
+    /// Settings may differ.
+    pub settings: bool,
+    /// Code ran that may have set what no probe sees.
+    pub taint: bool,
+    /// `client_min_messages` may differ: a broken wait may go unsaid.
+    pub muted: bool,
+}
+
+/// What the server said when asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Finding {
+    /// The settings that were set in the session.
+    pub settings: Settings,
+    /// Something that lives on this connection only.
+    pub pinned: bool,
+}
+
+/// A session's settings and ties.
+#[derive(Debug, Default)]
+pub struct State {
+    /// What is to be in force on whichever connection works.
+    pub wanted: Settings,
+    /// What the startup packet asked for; RESET leads back here.
+    startup: Settings,
+    /// The read-only port.
+    read_only: bool,
+    /// Notices the client does not want to see although the node sends them; 0 hides nothing.
+    quiet: u8,
+    /// Since the last look.
+    pub doubt: Doubt,
+    /// The last look found temporary objects or the like.
+    pub pinned: bool,
+    /// `nextval` was called.
+    sequences: bool,
+    /// `currval` or `lastval` was called.
+    current_values: bool,
+    /// Custom settings named in texts.
+    pub placeholders: BTreeSet<String>,
+}
+
+impl State {
+    /// A session that begins with these settings.
+    pub fn new(mut startup: Settings, read_only: bool) -> Self {
+        if read_only {
+            startup.insert("default_transaction_read_only".to_owned(), "on".to_owned());
+        }
+        let mut state = Self {
+            startup: startup.clone(),
+            read_only,
+            ..Self::default()
+        };
+        state.wanted = state.without_quiet(startup);
+        state
+    }
+
+    /// Takes note of a text that is about to be sent.
+    pub fn note(&mut self, brief: &Brief) {
+        self.doubt.probe |= brief.probe;
+        self.doubt.settings |= brief.settings;
+        self.doubt.taint |= brief.taints;
+        self.doubt.muted |= brief.mutes;
+        self.sequences |= brief.nextval;
+        self.current_values |= brief.currval;
+        for name in &brief.placeholders {
+            if self.placeholders.len() < PLACEHOLDERS_MAX {
+                self.placeholders.insert(name.clone());
+            }
+        }
+    }
+
+    /// Whether the connection must be kept between transactions.
+    pub fn hold(&self) -> Hold {
+        let hard = self.pinned || self.current_values || self.placeholders.len() >= PLACEHOLDERS_MAX;
+        match (hard, self.sequences) {
+            (true, _) => Hold::Hard,
+            (false, true) => Hold::Soft,
+            (false, false) => Hold::None,
+        }
+    }
+
+    /// Takes note of what the server said. The connection carries `finding.settings`; what the session
+    /// wants is `wanted`.
+    pub fn found(&mut self, finding: &Finding) {
+        let mut settings = finding.settings.clone();
+        let untouched = settings.get(MIN_MESSAGES).is_some_and(|level| level == KEPT_LEVEL);
+        let (quiet, muted) = (self.quiet, self.doubt.muted);
+        for (name, value) in &self.startup {
+            settings.entry(name.clone()).or_insert_with(|| value.clone());
+        }
+        if self.read_only {
+            settings.insert("default_transaction_read_only".to_owned(), "on".to_owned());
+        }
+        self.wanted = self.without_quiet(settings);
+        if untouched && !muted {
+            self.quiet = quiet;
+        }
+        self.pinned = finding.pinned;
+        self.doubt = Doubt::default();
+    }
+
+    /// Whether the client wants to see a notice of this severity (untranslated, as in field V).
+    pub fn shows(&self, severity: &[u8]) -> bool {
+        let level = match severity {
+            b"WARNING" => 2,
+            b"INFO" => return true,
+            _ => 1,
+        };
+        level > self.quiet
+    }
+
+    /// A digest of all settings that may change what a text means; `None` while they are in doubt.
+    pub fn digest(&self) -> Option<u64> {
+        if self.doubt.settings {
+            return None;
+        }
+        let mut hasher = DefaultHasher::new();
+        for (name, value) in &self.wanted {
+            if !HARMLESS.contains(&name.as_str()) {
+                (name, value).hash(&mut hasher);
+            }
+        }
+        Some(hasher.finish())
+    }
+
+    /// Takes a level above warning out of the settings: the relay itself hides what the client does not
+    /// want to hear.
+    fn without_quiet(&mut self, mut settings: Settings) -> Settings {
+        self.quiet = 0;
+        if let Some(level) = settings.get_mut(MIN_MESSAGES) {
+            let wish = level.to_ascii_lowercase();
+            if matches!(wish.as_str(), "error" | "fatal" | "panic") {
+                self.quiet = 2;
+                KEPT_LEVEL.clone_into(level);
+            }
+        }
+        settings
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(pairs: &[(&str, &str)]) -> Settings {
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        pairs.iter().map(owned).collect()
+    }
+
+    fn finding(pairs: &[(&str, &str)]) -> Finding {
+        Finding {
+            settings: settings(pairs),
+            pinned: false,
+        }
+    }
+
+    #[test]
+    fn reset_leads_back_to_the_startup_packet() {
+        let mut state = State::new(settings(&[("search_path", "a")]), false);
+        state.found(&finding(&[("search_path", "b"), ("work_mem", "64")]));
+        assert_eq!(state.wanted, settings(&[("search_path", "b"), ("work_mem", "64")]));
+        state.found(&finding(&[]));
+        assert_eq!(state.wanted, settings(&[("search_path", "a")]));
+    }
+
+    #[test]
+    fn the_read_only_port_stays_read_only() {
+        let mut state = State::new(Settings::new(), true);
+        state.found(&finding(&[("default_transaction_read_only", "off")]));
+        assert_eq!(state.wanted, settings(&[("default_transaction_read_only", "on")]));
+    }
+
+    #[test]
+    fn silence_is_kept_by_the_relay() {
+        let mut state = State::new(Settings::new(), false);
+        assert!(state.shows(b"NOTICE"));
+        state.doubt.muted = true;
+        state.found(&finding(&[(MIN_MESSAGES, "error")]));
+        assert!(!state.shows(b"WARNING") && state.shows(b"INFO"));
+        assert_eq!(state.wanted, settings(&[(MIN_MESSAGES, "warning")]));
+        // Another look that finds the node's level as it was put changes nothing.
+        state.found(&finding(&[(MIN_MESSAGES, "warning")]));
+        assert!(!state.shows(b"WARNING"));
+        // The client sets it itself.
+        state.doubt.muted = true;
+        state.found(&finding(&[(MIN_MESSAGES, "warning")]));
+        assert!(state.shows(b"WARNING"));
+    }
+
+    #[test]
+    fn a_digest_tells_meanings_apart() {
+        let digest = |pairs: &[(&str, &str)]| State::new(settings(pairs), false).digest();
+        assert_ne!(digest(&[("search_path", "a")]), digest(&[("search_path", "b")]));
+        assert_eq!(digest(&[("application_name", "a")]), digest(&[]));
+        let mut state = State::default();
+        state.doubt.settings = true;
+        assert_eq!(state.digest(), None);
+    }
+
+    #[test]
+    fn sequences_hold_softly_and_their_values_hard() {
+        let mut state = State::default();
+        assert_eq!(state.hold(), Hold::None);
+        state.note(&Brief { nextval: true, ..Brief::default() });
+        assert_eq!(state.hold(), Hold::Soft);
+        state.note(&Brief { currval: true, ..Brief::default() });
+        assert_eq!(state.hold(), Hold::Hard);
+    }
+}
