@@ -3,10 +3,22 @@
 //! Kept per text, so that a statement that was seen before costs one look-up. What is not known of a text
 //! (too long, not UTF-8, cannot be cut) fails closed: it may write, change settings and pin.
 
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::error::Refusal;
 use crate::session::pipeline::Risk;
+use crate::sql::catalog::Catalog;
+use crate::sql::statement::{Discard, Effects, Facts, Kind, Reason, StatementFacts};
+
+/// Bytes of texts whose briefs are kept.
+const CACHE_BYTES_MAX: u64 = 24 << 20;
+/// About how many texts are kept.
+const CACHE_TEXTS: usize = 8192;
 
 /// What sending a text means for its session and connection.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
+#[derive(Debug, Default)]
 #[allow(clippy::struct_excessive_bools)]
 pub struct Brief {
     /// Look at the connection before another session may have it.
@@ -21,6 +33,8 @@ pub struct Brief {
     pub currval: bool,
     /// Names `client_min_messages`: the server may say nothing of a broken wait.
     pub mutes: bool,
+    /// Asks for a transaction that writes, which the read-only port has not got.
+    pub read_write: bool,
     /// What its loss means.
     pub risk: Risk,
     /// Custom settings it names.
@@ -29,18 +43,215 @@ pub struct Brief {
     pub deallocates_all: bool,
     /// Is the one statement `DEALLOCATE name`.
     pub deallocates: Option<String>,
+    /// Refused.
+    pub refusal: Option<Refusal>,
+    /// Its statements, where the relay has more to do about them than to send them on.
+    pub special: Option<Arc<Facts>>,
 }
 
 impl Brief {
-    /// Of a text of which nothing is known.
-    pub fn unknown() -> Self {
-        Self {
-            probe: true,
-            settings: true,
-            taints: true,
-            mutes: true,
-            risk: Risk::Commit,
-            ..Self::default()
+    /// The brief of a text.
+    pub fn of(text: &[u8], catalog: &Catalog, standard_strings: bool) -> Self {
+        let facts = match std::str::from_utf8(text) {
+            Ok(text) => Facts::of(text, standard_strings),
+            Err(_) => Facts::unknown(Reason::NotUnderstood("not UTF-8".to_owned())),
+        };
+        let mut brief = Self::default();
+        for statement in &facts.statements {
+            brief.add(statement, catalog);
         }
+        brief.mutes = brief.mutes || contains(text, b"client_min_messages");
+        if let [one] = facts.statements.as_slice()
+            && let Kind::Deallocate(name) = &one.kind
+        {
+            brief.deallocates = Some(name.clone());
+        }
+        let special = |one: &StatementFacts| matches!(one.kind, Kind::GlobalDdl | Kind::Upkeep(_));
+        if facts.mentions_metadata() || facts.statements.iter().any(special) {
+            brief.special = Some(Arc::new(facts));
+        }
+        brief
+    }
+
+    fn add(&mut self, statement: &StatementFacts, catalog: &Catalog) {
+        let effects = statement.effects(catalog);
+        let calls = |name: &str| statement.names.calls.iter().any(|call| call == name);
+        self.probe |= effects.needs_probe();
+        self.settings |= effects.may_change_settings;
+        self.taints |= effects.touches_unknown_code;
+        self.nextval |= calls("nextval");
+        self.currval |= calls("currval") || calls("lastval");
+        self.placeholders.extend(statement.names.placeholders.iter().cloned());
+        self.risk = self.risk.max(risk(&statement.kind, effects));
+        self.read_write |= asks_to_write(&statement.kind);
+        let all = matches!(statement.kind, Kind::DeallocateAll | Kind::Discard(Discard::All));
+        self.deallocates_all |= all;
+        self.mutes |= statement.kind == Kind::Unknown;
+        self.refusal = self.refusal.or_else(|| refusal(statement));
+    }
+}
+
+/// What losing the connection while it runs would leave open.
+fn risk(kind: &Kind, effects: Effects) -> Risk {
+    match kind {
+        Kind::Begin(_)
+        | Kind::Rollback { .. }
+        | Kind::Savepoint(_)
+        | Kind::RollbackTo(_)
+        | Kind::Release(_)
+        | Kind::Set { .. }
+        | Kind::SetTransaction { .. }
+        | Kind::SetConstraints
+        | Kind::SetRole { .. }
+        | Kind::SetSessionAuthorization { .. }
+        | Kind::Reset(_)
+        | Kind::ResetAll
+        | Kind::Show(_)
+        | Kind::Prepare(_)
+        | Kind::Deallocate(_)
+        | Kind::DeallocateAll
+        | Kind::CloseCursor(_)
+        | Kind::CopyOut
+        | Kind::Explain { analyze: false } => Risk::None,
+        Kind::Query | Kind::Fetch if effects == Effects::default() => Risk::None,
+        Kind::Commit { .. } | Kind::Unknown | Kind::Call | Kind::Do => Risk::Commit,
+        _ => Risk::Write,
+    }
+}
+
+fn asks_to_write(kind: &Kind) -> bool {
+    let names = |name: &str| matches!(name, "default_transaction_read_only" | "transaction_read_only");
+    match kind {
+        Kind::Begin(modes) | Kind::SetTransaction { modes, .. } => modes.read_only == Some(false),
+        Kind::Set { name, .. } | Kind::Reset(name) => names(name),
+        _ => false,
+    }
+}
+
+fn refusal(statement: &StatementFacts) -> Option<Refusal> {
+    /// The server's own functions that change large objects.
+    const LARGE: [&str; 9] = [
+        "lo_creat",
+        "lo_create",
+        "lo_from_bytea",
+        "lo_import",
+        "lo_put",
+        "lo_truncate",
+        "lo_truncate64",
+        "lo_unlink",
+        "lowrite",
+    ];
+    match statement.kind {
+        Kind::TwoPhase => Some(Refusal::TwoPhase),
+        Kind::CreateSubscription => Some(Refusal::Subscription),
+        _ => {
+            let large = |call: &String| LARGE.contains(&call.as_str());
+            statement.names.calls.iter().any(large).then_some(Refusal::LargeObjects)
+        }
+    }
+}
+
+/// Whether `text` contains `word` (lower case) in any case.
+fn contains(text: &[u8], word: &[u8]) -> bool {
+    let (first, upper) = (word[0], word[0].to_ascii_uppercase());
+    let same = |at: usize| {
+        let end = at + word.len();
+        text.get(at..end).is_some_and(|here| here.eq_ignore_ascii_case(word))
+    };
+    memchr::memchr2_iter(first, upper, text).any(same)
+}
+
+#[derive(Clone)]
+struct TextWeight;
+
+impl quick_cache::Weighter<Bytes, Arc<Brief>> for TextWeight {
+    fn weight(&self, text: &Bytes, brief: &Arc<Brief>) -> u64 {
+        let special = if brief.special.is_some() { 2000 } else { 0 };
+        (text.len() + 300 + special) as u64
+    }
+}
+
+/// Briefs by text, bounded.
+pub struct Briefs {
+    cache: quick_cache::sync::Cache<Bytes, Arc<Brief>, TextWeight>,
+    catalog: Catalog,
+}
+
+impl Default for Briefs {
+    fn default() -> Self {
+        Self::new(Catalog::unknown())
+    }
+}
+
+impl Briefs {
+    /// None yet; names mean what `catalog` says.
+    pub fn new(catalog: Catalog) -> Self {
+        Self {
+            cache: quick_cache::sync::Cache::with_weighter(CACHE_TEXTS, CACHE_BYTES_MAX, TextWeight),
+            catalog,
+        }
+    }
+
+    /// The brief of a text; `standard_strings` is the session's `standard_conforming_strings`.
+    pub fn get(&self, text: &[u8], standard_strings: bool) -> Arc<Brief> {
+        if !standard_strings || text.len() > crate::sql::statement::TEXT_BYTES_MAX {
+            return Arc::new(Brief::of(text, &self.catalog, standard_strings));
+        }
+        if let Some(brief) = self.cache.get(text) {
+            return brief;
+        }
+        let brief = Arc::new(Brief::of(text, &self.catalog, true));
+        self.cache.insert(Bytes::copy_from_slice(text), Arc::clone(&brief));
+        brief
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn brief(text: &str) -> Brief {
+        Brief::of(text.as_bytes(), &Catalog::unknown(), true)
+    }
+
+    #[test]
+    fn plain_work_leaves_nothing() {
+        for text in [
+            "SELECT abalance FROM pgbench_accounts WHERE aid = 1",
+            "UPDATE t SET a = a + 1 WHERE b = $1",
+            "BEGIN",
+            "COMMIT",
+            "INSERT INTO t (a, b) VALUES ($1, now())",
+            "select count(*), max(a) from t",
+        ] {
+            let brief = brief(text);
+            assert!(!brief.probe && !brief.settings && !brief.taints, "{text}");
+        }
+    }
+
+    #[test]
+    fn risks_are_told_apart() {
+        assert_eq!(brief("select 1").risk, Risk::None);
+        assert_eq!(brief("insert into t values (1)").risk, Risk::Write);
+        assert_eq!(brief("begin; insert into t values (1); commit").risk, Risk::Commit);
+        assert_eq!(brief("frobnicate").risk, Risk::Commit);
+    }
+
+    #[test]
+    fn what_must_be_looked_at_is() {
+        assert!(brief("set search_path = a").settings);
+        assert!(brief("select set_config('a.b', 'c', false)").placeholders == ["a.b"]);
+        assert!(brief("select my_function()").taints);
+        assert!(brief("create temp table t (a int)").probe);
+        assert!(brief("select pg_advisory_lock(1)").probe);
+        assert!(brief("select nextval('s')").nextval);
+        assert!(brief("select lastval()").currval);
+        assert!(brief("SET Client_Min_Messages = error").mutes);
+        assert!(brief("begin read write").read_write);
+        assert_eq!(brief("prepare transaction 'x'").refusal, Some(Refusal::TwoPhase));
+        assert_eq!(brief("select lo_create(0)").refusal, Some(Refusal::LargeObjects));
+        assert!(brief("discard all").deallocates_all);
+        assert_eq!(brief("deallocate s1").deallocates.as_deref(), Some("s1"));
+        assert!(brief("create role r").special.is_some());
     }
 }

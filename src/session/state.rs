@@ -86,8 +86,10 @@ pub struct State {
     read_only: bool,
     /// Notices the client does not want to see although the node sends them; 0 hides nothing.
     quiet: u8,
-    /// Since the last look.
+    /// Since the last look began.
     pub doubt: Doubt,
+    /// What the look that is under way will settle.
+    looking: Option<Doubt>,
     /// The last look found temporary objects or the like.
     pub pinned: bool,
     /// `nextval` was called.
@@ -138,12 +140,43 @@ impl State {
         }
     }
 
+    /// A look begins, outside any transaction.
+    pub fn look(&mut self) {
+        self.looking = Some(std::mem::take(&mut self.doubt));
+    }
+
+    /// Whether a look is under way.
+    pub fn looking(&self) -> bool {
+        self.looking.is_some()
+    }
+
+    /// The look failed: nothing is settled.
+    pub fn not_found(&mut self) {
+        if let Some(old) = self.looking.take() {
+            self.doubt.probe |= old.probe;
+            self.doubt.settings |= old.settings;
+            self.doubt.taint |= old.taint;
+            self.doubt.muted |= old.muted;
+        }
+    }
+
+    /// Whether settings may be other than `wanted`.
+    pub fn unsure(&self) -> bool {
+        self.doubt.settings || self.looking.is_some_and(|doubt| doubt.settings)
+    }
+
+    /// Whether the server may keep quiet about a broken wait.
+    pub fn muted(&self) -> bool {
+        self.doubt.muted || self.looking.is_some_and(|doubt| doubt.muted)
+    }
+
     /// Takes note of what the server said. The connection carries `finding.settings`; what the session
-    /// wants is `wanted`.
-    pub fn found(&mut self, finding: &Finding) {
+    /// wants is `wanted`. True if it may carry more than was found.
+    pub fn found(&mut self, finding: &Finding) -> bool {
+        let doubt = self.looking.take().unwrap_or(self.doubt);
         let mut settings = finding.settings.clone();
         let untouched = settings.get(MIN_MESSAGES).is_some_and(|level| level == KEPT_LEVEL);
-        let (quiet, muted) = (self.quiet, self.doubt.muted);
+        let quiet = self.quiet;
         for (name, value) in &self.startup {
             settings.entry(name.clone()).or_insert_with(|| value.clone());
         }
@@ -151,11 +184,11 @@ impl State {
             settings.insert("default_transaction_read_only".to_owned(), "on".to_owned());
         }
         self.wanted = self.without_quiet(settings);
-        if untouched && !muted {
+        if untouched && !doubt.muted {
             self.quiet = quiet;
         }
         self.pinned = finding.pinned;
-        self.doubt = Doubt::default();
+        doubt.taint
     }
 
     /// Whether the client wants to see a notice of this severity (untranslated, as in field V).
@@ -170,7 +203,7 @@ impl State {
 
     /// A digest of all settings that may change what a text means; `None` while they are in doubt.
     pub fn digest(&self) -> Option<u64> {
-        if self.doubt.settings {
+        if self.unsure() {
             return None;
         }
         let mut hasher = DefaultHasher::new();
@@ -234,6 +267,7 @@ mod tests {
         let mut state = State::new(Settings::new(), false);
         assert!(state.shows(b"NOTICE"));
         state.doubt.muted = true;
+        state.look();
         state.found(&finding(&[(MIN_MESSAGES, "error")]));
         assert!(!state.shows(b"WARNING") && state.shows(b"INFO"));
         assert_eq!(state.wanted, settings(&[(MIN_MESSAGES, "warning")]));
@@ -242,6 +276,7 @@ mod tests {
         assert!(!state.shows(b"WARNING"));
         // The client sets it itself.
         state.doubt.muted = true;
+        state.look();
         state.found(&finding(&[(MIN_MESSAGES, "warning")]));
         assert!(state.shows(b"WARNING"));
     }
