@@ -73,6 +73,19 @@ impl Brief {
         brief
     }
 
+    /// Of a text of which nothing is known.
+    pub fn unknown() -> Self {
+        Self {
+            probe: true,
+            settings: true,
+            taints: true,
+            mutes: true,
+            read_write: true,
+            risk: Risk::Commit,
+            ..Self::default()
+        }
+    }
+
     fn add(&mut self, statement: &StatementFacts, catalog: &Catalog) {
         let effects = statement.effects(catalog);
         let calls = |name: &str| statement.names.calls.iter().any(|call| call == name);

@@ -1,5 +1,6 @@
 //! Clients: listener, handshake, relay, routing.
 
+pub mod answers;
 pub mod brief;
 pub mod cancel;
 pub mod client;
@@ -9,6 +10,8 @@ pub mod pipeline;
 pub mod prepared;
 pub mod probe;
 pub mod pump;
+pub mod relay;
+pub mod requests;
 pub mod scram;
 pub mod shared;
 pub mod startup;

@@ -182,17 +182,19 @@ impl Pipeline {
         self.skipping
     }
 
+    /// An extended message failed before it reached a node: all until Sync is ignored.
+    pub fn skip(&mut self) {
+        self.skipping = true;
+    }
+
+    /// Its Sync came.
+    pub fn unskip(&mut self) {
+        self.skipping = false;
+    }
+
     /// Whether the server waits for COPY data.
     pub fn copying(&self) -> bool {
         self.copying
-    }
-
-    /// Whether extended messages were sent and not yet closed by a Sync.
-    pub fn unsynced(&self) -> bool {
-        self.skipping
-            || self.queue.back().is_some_and(|last| {
-                !matches!(last.expect, Expect::Sync | Expect::Query | Expect::Function)
-            })
     }
 
     /// What the next answer belongs to.
@@ -289,10 +291,14 @@ impl Pipeline {
             if let Some(own @ (Own::Settings | Own::Probe)) = head.own {
                 return Verdict::Swallow(own);
             }
+            let mut undo = head.undo.take();
+            if let Some(undo) = &mut undo {
+                undo.failed = true;
+            }
             let fault = Fault {
                 words: head.words.take(),
                 splices: head.splices.take(),
-                undo: Vec::new(),
+                undo: undo.into_iter().collect(),
             };
             return Verdict::Error(fault);
         }

@@ -27,6 +27,8 @@ pub struct Side<'a, S> {
     pub output: &'a mut BytesMut,
     /// Whether more may be read now.
     pub read: bool,
+    /// Whether somebody waits for the output to be written.
+    pub awaited: bool,
     /// Bytes were given to the socket that it may still hold back (TLS).
     pub unflushed: &'a mut bool,
 }
@@ -98,15 +100,13 @@ where
     std::future::poll_fn(|cx| {
         let mut moved = Moved::default();
         let mut progress = false;
-        // A reader that was told to wait for room goes on once the buffer ahead of it is empty.
-        let starved = server.as_ref().is_some_and(|server| !server.read);
         match client.write(cx) {
-            Ok(emptied) => progress |= emptied && starved,
+            Ok(emptied) => progress |= emptied && client.awaited,
             Err(_) => moved.client_gone = true,
         }
         if let Some(server) = &mut server {
             match server.write(cx) {
-                Ok(emptied) => progress |= emptied && !client.read,
+                Ok(emptied) => progress |= emptied && server.awaited,
                 Err(_) => moved.server_deaf = true,
             }
             moved.from_server = server.read(cx);

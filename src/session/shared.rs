@@ -13,6 +13,7 @@ use crate::node::admin::{AdminError, Admins};
 use crate::node::pool::Pools;
 use crate::node::verifiers::Verifiers;
 use crate::session::cancel::Cancels;
+use crate::session::relay::Common;
 use crate::session::tls::{Tls, TlsError};
 use crate::wire::scram::Key;
 
@@ -38,6 +39,8 @@ pub struct Shared {
     pub stop: CancellationToken,
     /// Cancelled when the time for that is over: sessions end wherever they are.
     pub abort: CancellationToken,
+    /// What the relays share among themselves.
+    pub relay: Common,
     writer: AtomicUsize,
 }
 
@@ -71,6 +74,7 @@ impl Shared {
             mock_secret: rand::random(),
             stop: CancellationToken::new(),
             abort: CancellationToken::new(),
+            relay: Common::default(),
             writer: AtomicUsize::new(0),
             config,
         })

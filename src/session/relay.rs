@@ -1,0 +1,488 @@
+//! One session: its loop, and the connection it works on while it needs one.
+//!
+//! A connection is taken at the first message that needs a node and given back when the node is idle,
+//! nothing is awaited and nothing ties the session to it. One task owns both sockets. It guards the
+//! promises that a connection is given back clean or closed, that a client is told of a commit only what
+//! is certain, and that no session's memory grows with what passes through it.
+
+use std::collections::BTreeMap;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::AsyncWriteExt;
+
+use crate::cluster::service::{Alone, Service};
+use crate::error::ClientError;
+use crate::node::backend::BackendError;
+use crate::node::pool::{Lease, Pool};
+use crate::node::pooled::node_error;
+use crate::session::brief::Briefs;
+use crate::session::cancel::CancelHandle;
+use crate::session::client::{self, Client};
+use crate::session::pipeline::{Entry, Expect, Own, Pipeline, Risk};
+use crate::session::prepared::{Prepared, Shelf};
+use crate::session::probe;
+use crate::session::pump::{self, Moved, Side};
+use crate::session::shared::Shared;
+use crate::session::state::{Hold, State};
+use crate::session::tls::ClientIo;
+use crate::wire::frame::Scanner;
+use crate::wire::message::backend::Status;
+use crate::wire::message::{backend, frontend};
+
+/// What may wait to be written to either side before the other is no longer read.
+pub const OUTPUT_BYTES_MAX: usize = 32 * 1024;
+/// How often a connection that turns out dead on first use is replaced by another.
+const ACQUIRE_TRIES: usize = 3;
+
+/// How long a client has to take what is left for it when its session ends.
+const FAREWELL_LIMIT: Duration = Duration::from_secs(1);
+/// How long a cancel for a client that is gone may take.
+const CANCEL_LIMIT: Duration = Duration::from_secs(5);
+
+/// What the relays of all sessions share.
+#[derive(Default)]
+pub struct Common {
+    /// Prepared statements.
+    pub shelf: Shelf,
+    /// What is known of texts.
+    pub briefs: Briefs,
+    service: OnceLock<Arc<dyn Service>>,
+    sessions: AtomicU64,
+}
+
+impl Common {
+    /// Gives the sessions their cluster; once, before the first client.
+    pub fn set_service(&self, service: Arc<dyn Service>) {
+        // A second one would be a fault of the caller's; the first stays.
+        let _ = self.service.set(service);
+    }
+
+    /// The cluster.
+    pub fn service(&self) -> &dyn Service {
+        match self.service.get() {
+            Some(service) => service.as_ref(),
+            None => &Alone,
+        }
+    }
+}
+
+/// Why a session ends.
+#[derive(Debug)]
+pub enum End {
+    /// The client said goodbye or is gone.
+    Client,
+    /// The client is told.
+    Error(ClientError),
+    /// The connection to the node is gone, or talks nonsense.
+    Lost(String),
+}
+
+impl From<ClientError> for End {
+    fn from(error: ClientError) -> Self {
+        Self::Error(error)
+    }
+}
+
+/// A session with all that belongs to it.
+pub struct Session {
+    pub(super) shared: Arc<Shared>,
+    pub(super) id: u64,
+    pub(super) user: String,
+    pub(super) database: String,
+    pub(super) read_only: bool,
+    pub(super) cancel: CancelHandle,
+    pool: Arc<Pool>,
+    /// What the client was told in `ParameterStatus`.
+    pub(super) told: BTreeMap<String, String>,
+    pub(super) state: State,
+    pub(super) prepared: Prepared,
+    pub(super) pipeline: Pipeline,
+    pub(super) lease: Option<Lease>,
+    /// From the client, not yet looked at.
+    pub(super) input: BytesMut,
+    pub(super) to_client: BytesMut,
+    pub(super) to_server: BytesMut,
+    /// The length of the client's message that is awaited whole; 0 for none.
+    pub(super) wanted_bytes: usize,
+    /// Bytes of the client's current frame that are still to come and pass unseen.
+    pub(super) passing: usize,
+    /// Whether those go to the server or nowhere.
+    pub(super) passing_on: bool,
+    pub(super) scanner: Scanner,
+    pub(super) status: Status,
+    /// Extended messages were sent to the node since the last Sync.
+    pub(super) in_batch: bool,
+    /// What losing what was bound last would leave open.
+    pub(super) bound_risk: Risk,
+    /// The server became idle in this round.
+    pub(super) idle: bool,
+    /// Rows of an answer to ourselves.
+    pub(super) own_rows: Vec<(String, Option<String>)>,
+    pub(super) own_failed: bool,
+    /// Statements that may drop all prepared ones are under way.
+    pub(super) watch_drops: bool,
+    /// The next answer is held until the majority is known to have what the writer has.
+    pub(super) uncertain: bool,
+    /// It was made certain for the answer that comes now.
+    pub(super) certain: bool,
+    /// Already known to be at work on the probe that failed; the next transaction tries again.
+    pub(super) probe_failed: bool,
+    /// The client said goodbye; what it asked before is still being done.
+    pub(super) leaving: bool,
+}
+
+/// Serves a client until it leaves or must go. Dropped midway, its connection is closed.
+pub async fn run(client: Client, shared: Arc<Shared>) {
+    let Client {
+        mut io,
+        input,
+        user,
+        database,
+        settings,
+        told,
+        read_only,
+        pool,
+        cancel,
+        seat,
+        ..
+    } = client;
+    let mut session = Session {
+        id: shared.relay.sessions.fetch_add(1, Ordering::Relaxed) + 1,
+        state: State::new(settings, read_only),
+        shared,
+        user,
+        database,
+        read_only,
+        cancel,
+        pool,
+        told,
+        prepared: Prepared::default(),
+        pipeline: Pipeline::default(),
+        lease: None,
+        input,
+        to_client: BytesMut::with_capacity(pump::READ_BYTES),
+        to_server: BytesMut::with_capacity(pump::READ_BYTES),
+        wanted_bytes: 0,
+        passing: 0,
+        passing_on: false,
+        scanner: Scanner::new(),
+        status: Status::Idle,
+        in_batch: false,
+        bound_risk: Risk::None,
+        idle: false,
+        own_rows: Vec::new(),
+        own_failed: false,
+        watch_drops: false,
+        uncertain: false,
+        certain: false,
+        probe_failed: false,
+        leaving: false,
+    };
+    let end = session.serve(&mut io).await;
+    session.finish(io, end).await;
+    drop(seat);
+}
+
+impl Session {
+    async fn serve(&mut self, io: &mut ClientIo) -> End {
+        let shared = Arc::clone(&self.shared);
+        let mut stop = pin!(shared.stop.cancelled());
+        let mut abort = pin!(shared.abort.cancelled());
+        let (mut unflushed, mut server_unflushed) = (false, false);
+        loop {
+            if let Err(end) = self.round().await {
+                return end;
+            }
+            if self.leaving && self.pipeline.is_empty() {
+                return End::Client;
+            }
+            let resting = self.pipeline.is_empty() && !self.in_batch && self.status == Status::Idle;
+            let soft = resting && self.lease.is_some() && self.state.hold() == Hold::Soft;
+            let pool = Arc::clone(&self.pool);
+            let read_client = !self.leaving && self.to_server.len() < OUTPUT_BYTES_MAX && self.input.len() < self.input_max();
+            let room = self.to_client.len() < OUTPUT_BYTES_MAX;
+            let waiting = !self.input.is_empty();
+            let mut client = Side {
+                awaited: waiting || !room,
+                socket: io,
+                input: &mut self.input,
+                output: &mut self.to_client,
+                read: read_client,
+                unflushed: &mut unflushed,
+            };
+            let mut server = self.lease.as_deref_mut().map(|pooled| Side {
+                awaited: waiting || !read_client,
+                socket: &mut pooled.backend.stream,
+                input: &mut pooled.backend.input,
+                output: &mut self.to_server,
+                read: room,
+                unflushed: &mut server_unflushed,
+            });
+            let moved = tokio::select! {
+                biased;
+                moved = pump::pump(&mut client, server.as_mut()) => moved,
+                () = &mut abort => return End::Error(ClientError::ShuttingDown),
+                () = &mut stop, if resting => return End::Error(ClientError::ShuttingDown),
+                () = pool.pressure(), if soft => {
+                    self.give_back().await;
+                    continue;
+                }
+            };
+            if let Err(end) = self.judge(&moved) {
+                return end;
+            }
+        }
+    }
+
+    /// How much of the client's input may wait: one read, or the one message that must be seen whole.
+    fn input_max(&self) -> usize {
+        self.wanted_bytes.max(OUTPUT_BYTES_MAX)
+    }
+
+    /// What the sockets said of themselves.
+    fn judge(&mut self, moved: &Moved) -> Result<(), End> {
+        if moved.client_gone || matches!(moved.from_client, Some(Ok(0) | Err(_))) {
+            return Err(End::Client);
+        }
+        if moved.server_deaf {
+            // Its last words may still be in the socket; what it is told no longer matters.
+            self.to_server.clear();
+        }
+        match &moved.from_server {
+            Some(Ok(0)) => {
+                self.answers()?;
+                Err(End::Lost("the node closed the connection".to_owned()))
+            }
+            Some(Err(error)) => Err(End::Lost(error.to_string())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Works off what has arrived on both sides.
+    async fn round(&mut self) -> Result<(), End> {
+        loop {
+            self.answers()?;
+            if !self.uncertain {
+                break;
+            }
+            self.make_certain().await?;
+        }
+        if self.idle {
+            self.idle = false;
+            self.rest().await?;
+        }
+        self.requests().await
+    }
+
+    /// Waits until the majority has what the writer has: an answer is held that may speak of a commit
+    /// whose wait was broken off (rule 4). The client's own cancel does not end it.
+    async fn make_certain(&mut self) -> Result<(), End> {
+        let writer = self.pool.node();
+        self.shared.relay.service().wait_quorum(writer).await?;
+        self.uncertain = false;
+        self.certain = true;
+        Ok(())
+    }
+
+    /// The server is idle and everything is answered: looks at what was left behind, or lets go.
+    async fn rest(&mut self) -> Result<(), End> {
+        let busy = !self.pipeline.is_empty() || self.in_batch || self.passing > 0;
+        if self.lease.is_none() || busy || self.status != Status::Idle {
+            return Ok(());
+        }
+        if self.state.doubt.probe && !self.probe_failed {
+            let sql = probe::question(self.state.placeholders.iter());
+            self.send_own_query(&sql, Own::Probe);
+            self.state.look();
+            return Ok(());
+        }
+        let keep = match self.state.hold() {
+            _ if self.state.doubt.probe => true,
+            Hold::None => false,
+            Hold::Soft => self.pool.waiting() == 0,
+            Hold::Hard => true,
+        };
+        if !keep {
+            self.give_back().await;
+            return Ok(());
+        }
+        // Kept although settings differ from what is wanted: the read-only port, a level put back.
+        let lease = self.lease.as_mut();
+        if let Some(lease) = lease.filter(|lease| lease.carried.settings != self.state.wanted) {
+            if let Err(error) = lease.adopt(&self.state.wanted).await {
+                return Err(End::Lost(error.to_string()));
+            }
+            lease.carried.unnamed = None;
+            self.tell_parameters();
+        }
+        Ok(())
+    }
+
+    pub(super) fn send_own_query(&mut self, sql: &str, own: Own) {
+        // Our own texts hold no zero byte.
+        let _ = frontend::query(&mut self.to_server, sql);
+        self.pipeline.push(Entry::own(Expect::Query, own));
+        self.own_rows.clear();
+        self.own_failed = false;
+        if let Some(lease) = &mut self.lease {
+            // A simple query ends the unnamed statement.
+            lease.carried.unnamed = None;
+        }
+    }
+
+    /// The answer to the probe is complete.
+    pub(super) fn probed(&mut self) {
+        let Some(lease) = &mut self.lease else { return };
+        if self.own_failed {
+            self.state.not_found();
+            self.probe_failed = true;
+        } else {
+            let finding = probe::read(&self.own_rows, &self.user);
+            lease.carried.settings.clone_from(&finding.settings);
+            lease.carried.tainted |= self.state.found(&finding);
+        }
+        self.own_rows.clear();
+    }
+
+    /// Gives the connection back, once no cancel can reach it any more.
+    async fn give_back(&mut self) {
+        while !self.cancel.detach() {
+            self.cancel.settled().await;
+        }
+        if let Some(lease) = self.lease.take() {
+            lease.release();
+        }
+    }
+
+    /// Takes a connection and puts the session's settings in force on it. An error leaves the session
+    /// without one, and nothing awaited.
+    pub(super) async fn acquire(&mut self, wants_sequences: bool) -> Result<(), ClientError> {
+        if let Some(lease) = &self.lease {
+            debug_assert!(lease.node() == self.pool.node());
+            return Ok(());
+        }
+        let writer = self.shared.writer();
+        if self.pool.node() != writer {
+            self.pool = self.shared.pools.pool(writer, &self.user, &self.database)?;
+        }
+        let mut tries = 0;
+        let lease = loop {
+            tries += 1;
+            self.cancel.wait();
+            let mut lease = tokio::select! {
+                lease = self.pool.acquire() => lease?,
+                () = self.cancel.requested() => return Err(ClientError::Cancelled),
+                () = self.shared.abort.cancelled() => return Err(ClientError::ShuttingDown),
+            };
+            match self.dress(&mut lease, wants_sequences).await {
+                Ok(()) => break lease,
+                Err(BackendError::Io(_)) if tries < ACQUIRE_TRIES => {}
+                Err(error) => {
+                    let node = self.shared.node_name(lease.node());
+                    return Err(node_error(node, error));
+                }
+            }
+        };
+        self.cancel.attach(lease.node(), lease.backend.process_id);
+        self.lease = Some(lease);
+        self.status = Status::Idle;
+        self.scanner = Scanner::new();
+        self.probe_failed = false;
+        self.tell_parameters();
+        Ok(())
+    }
+
+    /// Undoes what another session left on the connection and this one must not find.
+    async fn dress(&self, lease: &mut Lease, wants_sequences: bool) -> Result<(), BackendError> {
+        let stranger = lease.carried.last_session != self.id;
+        if stranger && lease.carried.tainted {
+            let clean = "reset session authorization; reset role; reset all";
+            lease.backend.query(clean).await?;
+            lease.carried.settings.clear();
+            lease.carried.tainted = false;
+            lease.carried.unnamed = None;
+        }
+        if stranger && wants_sequences {
+            lease.backend.query("discard sequences").await?;
+            lease.carried.unnamed = None;
+        }
+        lease.carried.last_session = self.id;
+        if lease.carried.settings != self.state.wanted {
+            lease.carried.unnamed = None;
+            lease.adopt(&self.state.wanted).await?;
+        }
+        Ok(())
+    }
+
+    /// Tells the client which parameters differ from what it was told last.
+    fn tell_parameters(&mut self) {
+        let Some(lease) = &self.lease else { return };
+        if lease.backend.parameters == self.told {
+            return;
+        }
+        for (name, value) in &lease.backend.parameters {
+            if self.told.get(name) != Some(value) {
+                // They came from a frame, so they fit one.
+                let _ = backend::parameter_status(&mut self.to_client, name.as_bytes(), value.as_bytes());
+                self.told.insert(name.clone(), value.clone());
+            }
+        }
+    }
+
+    /// The last words, and the end of the connection: given back where it is clean, else closed.
+    async fn finish(mut self, io: ClientIo, end: End) {
+        let error = match end {
+            End::Client => None,
+            End::Error(error) => Some(error),
+            End::Lost(why) => {
+                tracing::info!(why, node = self.pool.node().0, "a session lost its connection to a node");
+                drop(self.lease.take());
+                Some(self.loss())
+            }
+        };
+        self.leave_node().await;
+        if let Some(error) = error {
+            let mut io = io;
+            let answered = std::mem::take(&mut self.to_client);
+            let _ = tokio::time::timeout(FAREWELL_LIMIT, io.write_all(&answered)).await;
+            client::dismiss(io, &error).await;
+        }
+    }
+
+    /// What a lost connection means for the client.
+    fn loss(&self) -> ClientError {
+        let risk = self.pipeline.risk();
+        match (self.status, risk) {
+            (_, Risk::Commit) | (Status::Idle, Risk::Write) => ClientError::CommitUnknown,
+            (Status::Open | Status::Failed, _) => ClientError::TransactionLost,
+            (Status::Idle, Risk::None) => ClientError::NodeUnreachable {
+                node: self.shared.node_name(self.pool.node()),
+            },
+        }
+    }
+
+    async fn leave_node(&mut self) {
+        let Some(lease) = self.lease.take() else { return };
+        let clean = self.pipeline.is_empty()
+            && !self.in_batch
+            && self.passing == 0
+            && self.to_server.is_empty()
+            && self.status == Status::Idle
+            && !self.state.doubt.probe
+            && !self.state.pinned;
+        if clean && self.cancel.detach() {
+            lease.release();
+        } else if self.pipeline.is_empty() {
+            // Idle, in a transaction or with state of its own: closing ends all of it.
+            lease.discard();
+        } else {
+            let cancel = self.shared.cancels.carry_out(self.cancel.key(), &self.shared.admins);
+            let _ = tokio::time::timeout(CANCEL_LIMIT, cancel).await;
+            lease.discard();
+        }
+    }
+}

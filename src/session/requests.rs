@@ -1,0 +1,615 @@
+//! The client's messages on their way to a node: looked at, renamed, refused or simply passed on.
+//!
+//! Only Query and Parse are seen whole, and of Bind the names; everything else passes as it arrives. What
+//! the proxy must do before a message (take a connection, prepare a statement) is done here, ahead of it
+//! in the same packet.
+
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use crate::error::{ClientError, Refusal, Severity};
+use crate::session::brief::Brief;
+use crate::session::client;
+use crate::session::pipeline::{Entry, Expect, Own, Risk};
+use crate::session::prepared::{PER_CONNECTION_MAX, PER_SESSION_MAX, Statement, Undo};
+use crate::session::relay::{End, OUTPUT_BYTES_MAX, Session};
+use crate::wire::frame::{self, HEADER_BYTES, Header};
+use crate::wire::message::backend::{self, Status};
+use crate::wire::message::frontend::{self, Target};
+use crate::wire::message::names;
+
+/// Query and Parse up to this length are looked at; longer ones pass as texts of which nothing is known.
+const TEXT_BYTES_MAX: usize = 32 << 20;
+/// The names at the front of a message must lie in so many bytes.
+const NAMES_BYTES_MAX: usize = 16 * 1024;
+/// An unnamed statement's text up to this length is kept, to be prepared again on another connection.
+const UNNAMED_BYTES_MAX: usize = 1 << 20;
+/// So many answers may be outstanding before the client has to wait.
+const AWAITED_MAX: usize = 4096;
+/// What a node refuses whatever state its transaction is in, so that a refusal of ours fails it as one of
+/// the node's own would; the client gets other words.
+const UNPARSABLE: &str = "synapsedb refuses this";
+
+/// The server's own functions that change large objects, by OID (`pg_proc.dat`, the same in all versions).
+const LARGE_OBJECTS: [u32; 10] = [715, 764, 767, 955, 957, 964, 1004, 3172, 3457, 3460];
+
+/// Whether the loop over the client's messages goes on.
+enum Step {
+    /// The message is dealt with.
+    Next,
+    /// More of it must arrive first.
+    More,
+    /// Nothing more can be sent now.
+    Wait,
+}
+
+impl Session {
+    /// Works off the client's messages as far as they have arrived and may go on.
+    pub(super) async fn requests(&mut self) -> Result<(), End> {
+        while !self.input.is_empty() && !self.leaving {
+            if self.to_server.len() >= OUTPUT_BYTES_MAX || self.to_client.len() >= OUTPUT_BYTES_MAX {
+                return Ok(());
+            }
+            if self.passing > 0 {
+                self.pass_rest();
+                continue;
+            }
+            if self.pipeline.len() >= AWAITED_MAX {
+                // The answers may sit in the server's buffer; nothing more may ever follow that moves them.
+                frontend::flush(&mut self.to_server);
+                return Ok(());
+            }
+            let limit = self.input.first().map_or(Some(0), |tag| frame::client_limit(*tag));
+            let Some(limit) = limit else {
+                let tag = self.input[0];
+                let text = format!("invalid frontend message type {tag}");
+                return Err(ClientError::Protocol(text.into()).into());
+            };
+            let header = frame::peek_within(&self.input, limit).map_err(violation)?;
+            let Some(header) = header else { return Ok(()) };
+            self.wanted_bytes = 0;
+            match self.message(header).await? {
+                Step::Next => {}
+                Step::More => {
+                    self.wanted_bytes = header.len.min(TEXT_BYTES_MAX);
+                    let missing = self.wanted_bytes.saturating_sub(self.input.len());
+                    self.input.reserve(missing);
+                    return Ok(());
+                }
+                Step::Wait => return Ok(()),
+            }
+        }
+        if self.input.is_empty() {
+            super::pump::shrink(&mut self.input);
+        }
+        Ok(())
+    }
+
+    /// Moves on what has arrived of a message that passes.
+    fn pass_rest(&mut self) {
+        let here = self.passing.min(self.input.len());
+        if self.passing_on {
+            self.to_server.extend_from_slice(&self.input[..here]);
+        }
+        self.input.advance(here);
+        self.passing -= here;
+    }
+
+    /// Passes the message at the front on, or drops it, as far as it is there and later the rest.
+    fn pass(&mut self, header: Header, on: bool) {
+        self.passing = header.len;
+        self.passing_on = on;
+        self.pass_rest();
+    }
+
+    async fn message(&mut self, header: Header) -> Result<Step, End> {
+        match header.tag {
+            b'X' => {
+                self.leaving = true;
+                self.input.clear();
+                if self.pipeline.copying() {
+                    return Err(End::Client);
+                }
+                return Ok(Step::Next);
+            }
+            b'd' => {
+                self.pass(header, self.lease.is_some());
+                return Ok(Step::Next);
+            }
+            b'c' | b'f' => {
+                let on = self.lease.is_some();
+                if on && !self.pipeline.is_empty() {
+                    self.pipeline.push(Entry::client(Expect::CopyEnd));
+                }
+                self.pass(header, on);
+                return Ok(Step::Next);
+            }
+            b'p' => return Err(ClientError::protocol("unexpected password message").into()),
+            b'S' => return Ok(self.sync(header)),
+            _ => {}
+        }
+        if self.pipeline.skipping() {
+            // The server would ignore it.
+            self.pass(header, false);
+            return Ok(Step::Next);
+        }
+        if self.pipeline.copying() {
+            let on = header.tag != b'H';
+            self.pass(header, on);
+            return Ok(Step::Next);
+        }
+        if self.must_wait() {
+            return Ok(Step::Wait);
+        }
+        match header.tag {
+            b'Q' => self.query(header).await,
+            b'P' => self.parse(header).await,
+            b'B' => self.bind(header).await,
+            b'D' => self.describe(header).await,
+            b'E' => self.execute(header).await,
+            b'C' => self.close(header),
+            b'H' => {
+                self.pass(header, self.lease.is_some());
+                Ok(Step::Next)
+            }
+            _ => self.function_call(header).await,
+        }
+    }
+
+    /// On the read-only port nothing runs between a text that may have changed settings and the moment
+    /// they are put back.
+    fn must_wait(&self) -> bool {
+        self.read_only
+            && !self.in_batch
+            && self.status == Status::Idle
+            && self.state.unsure()
+            && !self.pipeline.is_empty()
+    }
+
+    /// Takes a connection for the message at the front, or answers that there is none. False: answered.
+    async fn connected(&mut self, header: Header, sequences: bool) -> Result<bool, End> {
+        if self.lease.is_some() {
+            return Ok(true);
+        }
+        let Err(error) = self.acquire(sequences).await else {
+            return Ok(true);
+        };
+        let report = error.report();
+        if report.severity == Severity::Fatal {
+            return Err(End::Error(error));
+        }
+        client::put_error(&mut self.to_client, &report);
+        if matches!(header.tag, b'Q' | b'F') {
+            backend::ready(&mut self.to_client, Status::Idle);
+        } else {
+            self.pipeline.skip();
+        }
+        self.pass(header, false);
+        Ok(false)
+    }
+
+    fn sync(&mut self, header: Header) -> Step {
+        if self.pipeline.copying() {
+            self.pass(header, false);
+        } else if self.lease.is_some() {
+            let mut entry = Entry::client(Expect::Sync);
+            entry.risk = self.bound_risk;
+            self.pipeline.push(entry);
+            self.in_batch = false;
+            self.bound_risk = Risk::None;
+            self.pass(header, true);
+        } else {
+            self.pipeline.unskip();
+            self.pass(header, false);
+            backend::ready(&mut self.to_client, Status::Idle);
+        }
+        Step::Next
+    }
+
+    fn brief(&self, text: &[u8]) -> Arc<Brief> {
+        let scs = self.state.wanted.get("standard_conforming_strings");
+        let standard = scs.is_none_or(|value| value == "on") && !self.state.unsure();
+        self.shared.relay.briefs.get(text, standard)
+    }
+
+    /// Why a text is not sent, if so.
+    fn refusal(&self, brief: &Brief) -> Option<ClientError> {
+        if self.read_only && brief.read_write {
+            let command = "SET TRANSACTION READ WRITE".into();
+            return Some(ClientError::ReadOnlyPort { command });
+        }
+        brief.refusal.map(ClientError::Refused)
+    }
+
+    async fn query(&mut self, header: Header) -> Result<Step, End> {
+        let long = header.len > TEXT_BYTES_MAX;
+        if !long && self.input.len() < header.len {
+            return Ok(Step::More);
+        }
+        let brief = if long {
+            Arc::new(Brief::unknown())
+        } else {
+            self.brief(text_of(&self.input[HEADER_BYTES..header.len]))
+        };
+        if !self.connected(header, brief.currval).await? {
+            return Ok(Step::Next);
+        }
+        self.prepared.unnamed = None;
+        if let Some(lease) = &mut self.lease {
+            lease.carried.unnamed = None;
+        }
+        self.in_batch = false;
+        self.bound_risk = Risk::None;
+        let mut entry = Entry::client(Expect::Query);
+        entry.risk = brief.risk;
+        if let Some(error) = self.refusal(&brief) {
+            entry.words = Some(words(&error));
+            self.pipeline.push(entry);
+            self.pass(header, false);
+            let _ = frontend::query(&mut self.to_server, UNPARSABLE);
+            return Ok(Step::Next);
+        }
+        self.state.note(&brief);
+        self.watch_drops |= brief.deallocates_all;
+        if let Some(name) = brief.deallocates.as_ref().filter(|_| self.status != Status::Failed)
+            && let Some(sql) = self.deallocation(name, &mut entry)
+        {
+            self.pipeline.push(entry);
+            self.pass(header, false);
+            let _ = frontend::query(&mut self.to_server, &sql);
+            return Ok(Step::Next);
+        }
+        self.pipeline.push(entry);
+        self.pass(header, true);
+        Ok(Step::Next)
+    }
+
+    /// SQL's DEALLOCATE of a statement that the client prepared by the protocol: the node knows it by
+    /// another name, if it has it at all.
+    fn deallocation(&mut self, name: &str, entry: &mut Entry) -> Option<String> {
+        let statement = Arc::clone(self.prepared.get(name.as_bytes())?);
+        self.ensure(&statement);
+        frontend::sync(&mut self.to_server);
+        self.pipeline.push(Entry::own(Expect::Sync, Own::Statement));
+        let mut undo = self.prepared.name(name.as_bytes(), None);
+        if let Some(lease) = &mut self.lease {
+            lease.carried.statements.remove(statement.id);
+            undo.on_connection = Some((statement.id, true));
+        }
+        entry.undo = Some(Box::new(undo));
+        Some(format!("deallocate {}", statement.server_name()))
+    }
+
+    async fn parse(&mut self, header: Header) -> Result<Step, End> {
+        let long = header.len > TEXT_BYTES_MAX;
+        if !long && self.input.len() < header.len {
+            return Ok(Step::More);
+        }
+        let Some(name) = names::statement_range(&self.input).map_err(violation)? else {
+            return self.names_missing();
+        };
+        if long {
+            return self.long_parse(header, name.is_empty()).await;
+        }
+        let tail = name.end + 1..header.len;
+        let brief = self.brief(text_of(&self.input[tail.clone()]));
+        if !self.connected(header, brief.currval).await? {
+            return Ok(Step::Next);
+        }
+        self.in_batch = true;
+        let known = !name.is_empty() && self.prepared.get(&self.input[name.clone()]).is_some();
+        let error = if known {
+            let name = String::from_utf8_lossy(&self.input[name.clone()]).into_owned();
+            Some(ClientError::StatementExists { name })
+        } else if self.prepared.len() >= PER_SESSION_MAX && !name.is_empty() {
+            let what = "the number of prepared statements of one session";
+            Some(ClientError::TooLarge { what })
+        } else {
+            self.refusal(&brief)
+        };
+        if let Some(error) = error {
+            self.refuse_parse(&error);
+            self.pass(header, false);
+        } else if name.is_empty() {
+            self.parse_unnamed(header, tail, brief);
+        } else {
+            let statement = {
+                let digest = self.state.digest();
+                let tail = &self.input[tail];
+                self.shared.relay.shelf.get(digest, tail, || brief)
+            };
+            let undo = self.prepared.name(&self.input[name], Some(Arc::clone(&statement)));
+            self.parse_named(&statement, undo);
+            self.pass(header, false);
+        }
+        Ok(Step::Next)
+    }
+
+    fn refuse_parse(&mut self, error: &ClientError) {
+        let mut entry = Entry::client(Expect::Parse);
+        entry.words = Some(words(error));
+        self.pipeline.push(entry);
+        let _ = frontend::parse(&mut self.to_server, "", UNPARSABLE, &[]);
+    }
+
+    /// A text too long to be seen: it cannot be named, since what is named must be remembered.
+    async fn long_parse(&mut self, header: Header, unnamed: bool) -> Result<Step, End> {
+        if !self.connected(header, false).await? {
+            return Ok(Step::Next);
+        }
+        self.in_batch = true;
+        if !unnamed {
+            let what = "the text of a named statement";
+            self.refuse_parse(&ClientError::TooLarge { what });
+            self.pass(header, false);
+            return Ok(Step::Next);
+        }
+        self.state.note(&Brief::unknown());
+        self.prepared.unnamed = None;
+        if let Some(lease) = &mut self.lease {
+            lease.carried.unnamed = None;
+        }
+        self.bound_risk = Risk::Commit;
+        self.pipeline.push(Entry::client(Expect::Parse));
+        self.pass(header, true);
+        Ok(Step::Next)
+    }
+
+    fn parse_unnamed(&mut self, header: Header, tail: std::ops::Range<usize>, brief: Arc<Brief>) {
+        let kept = tail.len() <= UNNAMED_BYTES_MAX;
+        let tail = if kept {
+            Bytes::copy_from_slice(&self.input[tail])
+        } else {
+            Bytes::new()
+        };
+        let statement = Arc::new(Statement { id: 0, tail, brief });
+        let mut entry = Entry::client(Expect::Parse);
+        if let Some(lease) = &mut self.lease {
+            let undo = self.prepared.set_unnamed(statement, self.id, &mut lease.carried);
+            entry.undo = Some(Box::new(undo));
+        }
+        self.pipeline.push(entry);
+        self.pass(header, true);
+    }
+
+    /// Prepares a statement for the client on the connection, or says at once that it is there.
+    fn parse_named(&mut self, statement: &Arc<Statement>, mut undo: Undo) {
+        let Some(lease) = &mut self.lease else { return };
+        let there = lease.carried.statements.touch(statement.id);
+        let mut entry = if there {
+            let mut answer = BytesMut::new();
+            backend::parse_complete(&mut answer);
+            Entry::local(answer.freeze())
+        } else {
+            lease.carried.statements.insert(statement.id);
+            undo.on_connection = Some((statement.id, false));
+            statement.put_parse(&statement.server_name(), &mut self.to_server);
+            Entry::client(Expect::Parse)
+        };
+        entry.undo = Some(Box::new(undo));
+        self.pipeline.push(entry);
+        if !there {
+            self.close_surplus();
+        }
+    }
+
+    /// Sees to it that the connection has the statement.
+    fn ensure(&mut self, statement: &Arc<Statement>) {
+        let Some(lease) = &mut self.lease else { return };
+        if lease.carried.statements.touch(statement.id) {
+            return;
+        }
+        lease.carried.statements.insert(statement.id);
+        statement.put_parse(&statement.server_name(), &mut self.to_server);
+        let mut entry = Entry::own(Expect::Parse, Own::Statement);
+        entry.undo = Some(Box::new(Undo {
+            on_connection: Some((statement.id, false)),
+            ..Undo::default()
+        }));
+        self.pipeline.push(entry);
+        self.close_surplus();
+    }
+
+    /// Closes the statement that was not used for longest, where there are too many.
+    fn close_surplus(&mut self) {
+        let Some(lease) = &mut self.lease else { return };
+        let Some(id) = lease.carried.statements.overflow(PER_CONNECTION_MAX) else {
+            return;
+        };
+        let name = format!("synapsedb_{id}");
+        let _ = frontend::close(&mut self.to_server, Target::Statement, &name);
+        let mut entry = Entry::own(Expect::Close, Own::Statement);
+        entry.undo = Some(Box::new(Undo {
+            on_connection: Some((id, true)),
+            ..Undo::default()
+        }));
+        self.pipeline.push(entry);
+    }
+
+    /// Sees to it that the connection's unnamed statement is the session's.
+    fn ensure_unnamed(&mut self) {
+        let (Some(lease), Some(unnamed)) = (&mut self.lease, &self.prepared.unnamed) else {
+            return;
+        };
+        let mine = Some((self.id, unnamed.count));
+        if lease.carried.unnamed == mine || unnamed.statement.tail.is_empty() {
+            return;
+        }
+        unnamed.statement.put_parse("", &mut self.to_server);
+        let theirs = std::mem::replace(&mut lease.carried.unnamed, mine);
+        let mut entry = Entry::own(Expect::Parse, Own::Statement);
+        entry.undo = Some(Box::new(Undo {
+            unnamed: Some((Some(unnamed.clone()), theirs)),
+            ..Undo::default()
+        }));
+        self.pipeline.push(entry);
+    }
+
+    fn names_missing(&self) -> Result<Step, End> {
+        if self.input.len() < NAMES_BYTES_MAX {
+            return Ok(Step::More);
+        }
+        Err(ClientError::protocol("a name is too long").into())
+    }
+
+    async fn bind(&mut self, header: Header) -> Result<Step, End> {
+        let Some(name) = names::statement_range(&self.input).map_err(violation)? else {
+            return self.names_missing();
+        };
+        let named = self.prepared.get(&self.input[name.clone()]).map(Arc::clone);
+        let unnamed = self.prepared.unnamed.as_ref().filter(|_| name.is_empty());
+        let statement = named.clone().or_else(|| unnamed.map(|u| Arc::clone(&u.statement)));
+        let sequences = statement.as_ref().is_some_and(|s| s.brief.currval);
+        if !self.connected(header, sequences).await? {
+            return Ok(Step::Next);
+        }
+        self.in_batch = true;
+        // A statement that is not ours may be one that SQL's PREPARE made.
+        let risk = statement.as_ref().map_or(Risk::Commit, |s| s.brief.risk);
+        self.bound_risk = self.bound_risk.max(risk);
+        match &statement {
+            Some(statement) => {
+                self.state.note(&statement.brief);
+                self.watch_drops |= statement.brief.deallocates_all;
+            }
+            None => self.state.note(&Brief::unknown()),
+        }
+        match named {
+            Some(statement) => {
+                self.ensure(&statement);
+                self.pass_renamed(header, &statement.server_name())?;
+            }
+            None => {
+                self.ensure_unnamed();
+                self.pass(header, true);
+            }
+        }
+        self.pipeline.push(Entry::client(Expect::Bind));
+        Ok(Step::Next)
+    }
+
+    /// Passes the message at the front on with another name for its statement.
+    fn pass_renamed(&mut self, header: Header, name: &str) -> Result<(), End> {
+        let here = header.len.min(self.input.len());
+        names::rename_statement(&self.input[..here], name, &mut self.to_server).map_err(violation)?;
+        self.input.advance(here);
+        self.passing = header.len - here;
+        self.passing_on = true;
+        Ok(())
+    }
+
+    async fn describe(&mut self, header: Header) -> Result<Step, End> {
+        if self.input.len() < header.len {
+            return Ok(Step::More);
+        }
+        let name = names::statement_range(&self.input).map_err(violation)?;
+        if !self.connected(header, false).await? {
+            return Ok(Step::Next);
+        }
+        self.in_batch = true;
+        let named = name.clone().and_then(|name| self.prepared.get(&self.input[name]).map(Arc::clone));
+        if let Some(statement) = named {
+            self.ensure(&statement);
+            self.pass_renamed(header, &statement.server_name())?;
+        } else {
+            if name.is_some_and(|name| name.is_empty()) {
+                self.ensure_unnamed();
+            }
+            self.pass(header, true);
+        }
+        self.pipeline.push(Entry::client(Expect::Describe));
+        Ok(Step::Next)
+    }
+
+    async fn execute(&mut self, header: Header) -> Result<Step, End> {
+        if !self.connected(header, false).await? {
+            return Ok(Step::Next);
+        }
+        self.in_batch = true;
+        let mut entry = Entry::client(Expect::Execute);
+        entry.risk = self.bound_risk;
+        self.pipeline.push(entry);
+        self.pass(header, true);
+        Ok(Step::Next)
+    }
+
+    /// Close never fails, so without a connection it is answered here. A statement of the session's is
+    /// the session's own affair: the connection keeps it for others.
+    fn close(&mut self, header: Header) -> Result<Step, End> {
+        if self.input.len() < header.len {
+            return Ok(Step::More);
+        }
+        let name = names::statement_range(&self.input).map_err(violation)?;
+        let mut undo = None;
+        if let Some(name) = &name {
+            if self.prepared.get(&self.input[name.clone()]).is_some() {
+                let name = self.input[name.clone()].to_vec();
+                undo = Some(Box::new(self.prepared.name(&name, None)));
+            } else if name.is_empty() {
+                self.prepared.unnamed = None;
+                if let Some(lease) = &mut self.lease {
+                    lease.carried.unnamed = None;
+                }
+            }
+        }
+        if undo.is_some() || self.lease.is_none() {
+            let mut answer = BytesMut::new();
+            backend::close_complete(&mut answer);
+            let mut entry = Entry::local(answer.freeze());
+            entry.undo = undo;
+            self.pipeline.push(entry);
+            self.pipeline.settle(&mut self.to_client);
+            self.in_batch |= self.lease.is_some();
+            self.pass(header, false);
+        } else {
+            self.in_batch = true;
+            self.pipeline.push(Entry::client(Expect::Close));
+            self.pass(header, true);
+        }
+        Ok(Step::Next)
+    }
+
+    async fn function_call(&mut self, header: Header) -> Result<Step, End> {
+        let Some(oid) = self.input.get(HEADER_BYTES..HEADER_BYTES + 4) else {
+            return Ok(Step::More);
+        };
+        let oid = u32::from_be_bytes([oid[0], oid[1], oid[2], oid[3]]);
+        let brief = Brief::unknown();
+        if !self.connected(header, false).await? {
+            return Ok(Step::Next);
+        }
+        let mut entry = Entry::client(Expect::Function);
+        entry.risk = Risk::Commit;
+        if LARGE_OBJECTS.contains(&oid) {
+            let mut entry = Entry::client(Expect::Query);
+            entry.words = Some(words(&ClientError::Refused(Refusal::LargeObjects)));
+            self.pipeline.push(entry);
+            self.pass(header, false);
+            let _ = frontend::query(&mut self.to_server, UNPARSABLE);
+            return Ok(Step::Next);
+        }
+        self.state.note(&brief);
+        self.in_batch = false;
+        self.pipeline.push(entry);
+        self.pass(header, true);
+        Ok(Step::Next)
+    }
+}
+
+/// The text at the front, which ends with a zero byte.
+fn text_of(bytes: &[u8]) -> &[u8] {
+    let end = memchr::memchr(0, bytes).unwrap_or(bytes.len());
+    &bytes[..end]
+}
+
+/// An error of ours as a frame.
+fn words(error: &ClientError) -> Bytes {
+    let mut out = BytesMut::new();
+    client::put_error(&mut out, &error.report());
+    out.freeze()
+}
+
+fn violation(error: crate::wire::error::WireError) -> End {
+    End::Error(ClientError::Protocol(error.to_string().into()))
+}
