@@ -38,6 +38,12 @@ impl Service for Alone {
     }
 
     fn command_failed(&self, node: NodeId, database: &str, command: &str, why: &str) {
-        tracing::error!(node = node.0, database, command, why, "a command failed on one node");
+        tracing::error!(
+            node = node.0,
+            database,
+            command,
+            why,
+            "a command failed on one node"
+        );
     }
 }

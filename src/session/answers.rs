@@ -7,7 +7,7 @@
 use bytes::{Buf, BytesMut};
 
 use crate::error::ClientError;
-use crate::session::pipeline::{Expect, Fault, Own, OutOfStep, Risk, Verdict};
+use crate::session::pipeline::{Expect, Fault, OutOfStep, Own, Risk, Verdict};
 use crate::session::relay::{End, Session};
 use crate::wire::frame::{Header, Step, Stop, TagSet};
 use crate::wire::message::backend::{self, Status};
@@ -42,7 +42,9 @@ enum Fate {
 impl Session {
     /// Works off what the node has sent, as far as it may go on.
     pub(super) fn answers(&mut self) -> Result<(), End> {
-        let Some(lease) = &mut self.lease else { return Ok(()) };
+        let Some(lease) = &mut self.lease else {
+            return Ok(());
+        };
         if lease.backend.input.is_empty() {
             self.pipeline.settle(&mut self.to_client);
             return Ok(());
@@ -62,12 +64,18 @@ impl Session {
         // Bytes at the front that may go out.
         let mut passed = 0;
         loop {
-            if matches!(self.pipeline.head().map(|head| head.expect), Some(Expect::Local | Expect::CopyEnd)) {
+            if matches!(
+                self.pipeline.head().map(|head| head.expect),
+                Some(Expect::Local | Expect::CopyEnd)
+            ) {
                 self.move_out(input, &mut passed);
                 self.pipeline.settle(&mut self.to_client);
             }
             let look = self.look();
-            let run = self.scanner.run(&input[passed..], look).map_err(out_of_step)?;
+            let run = self
+                .scanner
+                .run(&input[passed..], look)
+                .map_err(out_of_step)?;
             passed += run.passed;
             let Stop::Look(header) = run.stop else { break };
             match self.frame(header, input, &mut passed)? {
@@ -118,10 +126,17 @@ impl Session {
     }
 
     /// Deals with the frame at `passed`.
-    fn frame(&mut self, header: Header, input: &mut BytesMut, passed: &mut usize) -> Result<Fate, End> {
+    fn frame(
+        &mut self,
+        header: Header,
+        input: &mut BytesMut,
+        passed: &mut usize,
+    ) -> Result<Fate, End> {
         let own = self.pipeline.head().is_some_and(|head| head.own.is_some());
         let attentive = self.watch_drops || self.state.muted();
-        let read = matches!(header.tag, b'E' | b'N' | b'S' | b'Z') || own || header.tag == b'C' && attentive;
+        let read = matches!(header.tag, b'E' | b'N' | b'S' | b'Z')
+            || own
+            || header.tag == b'C' && attentive;
         let here = input.len() - *passed;
         let readable = header.len <= READ_FRAME_MAX || own;
         if read && readable && here < header.len {
@@ -192,20 +207,33 @@ impl Session {
     fn aside(&mut self, tag: u8, frame: &[u8]) -> Fate {
         match tag {
             b'S' => {
-                let Some(lease) = &mut self.lease else { return Fate::Pass };
+                let Some(lease) = &mut self.lease else {
+                    return Fate::Pass;
+                };
                 lease.backend.note_parameter(frame);
                 let Ok((name, value)) = backend::read_parameter_status(frame) else {
                     return Fate::Pass;
                 };
-                let (name, value) = (String::from_utf8_lossy(name), String::from_utf8_lossy(value));
-                if self.told.get(name.as_ref()).is_some_and(|told| *told == value) {
+                let (name, value) = (
+                    String::from_utf8_lossy(name),
+                    String::from_utf8_lossy(value),
+                );
+                if self
+                    .told
+                    .get(name.as_ref())
+                    .is_some_and(|told| *told == value)
+                {
                     return Fate::Gone;
                 }
                 self.told.insert(name.into_owned(), value.into_owned());
                 Fate::Pass
             }
             b'N' => {
-                if self.pipeline.head().is_some_and(|head| head.own == Some(Own::Probe)) {
+                if self
+                    .pipeline
+                    .head()
+                    .is_some_and(|head| head.own == Some(Own::Probe))
+                {
                     return Fate::Gone;
                 }
                 if report::get(frame, field::ROUTINE) == Some(BROKEN_WAIT) {
@@ -216,7 +244,11 @@ impl Session {
                     return Fate::Gone;
                 }
                 let severity = report::get(frame, field::SEVERITY_PLAIN).unwrap_or(b"NOTICE");
-                if self.state.shows(severity) { Fate::Pass } else { Fate::Gone }
+                if self.state.shows(severity) {
+                    Fate::Pass
+                } else {
+                    Fate::Gone
+                }
             }
             _ => Fate::Pass,
         }
@@ -229,7 +261,8 @@ impl Session {
         }
         match tag {
             b'D' => {
-                let text = |value: Option<&[u8]>| value.map(|v| String::from_utf8_lossy(v).into_owned());
+                let text =
+                    |value: Option<&[u8]>| value.map(|v| String::from_utf8_lossy(v).into_owned());
                 if let Ok(row) = rows::read_row(frame) {
                     let mut values = row.map(text);
                     if let (Some(Some(name)), Some(value)) = (values.next(), values.next()) {
@@ -294,7 +327,10 @@ fn note_drop(
     prepared: &mut crate::session::prepared::Prepared,
     pooled: Option<&mut crate::node::pooled::Pooled>,
 ) {
-    let dropped = matches!(backend::read_complete(frame), Ok(b"DISCARD ALL" | b"DEALLOCATE ALL"));
+    let dropped = matches!(
+        backend::read_complete(frame),
+        Ok(b"DISCARD ALL" | b"DEALLOCATE ALL")
+    );
     if dropped {
         prepared.clear();
         if let Some(pooled) = pooled {
@@ -319,7 +355,16 @@ mod tests {
     fn positions_lead_back_to_the_clients_text() {
         // `select * from t, x`: 10 characters put in before t (15) and before x (18).
         let splices = [(15, 10), (18, 10)];
-        for (sent, written) in [(1, 1), (15, 15), (20, 15), (25, 15), (26, 16), (28, 18), (38, 18), (39, 19)] {
+        for (sent, written) in [
+            (1, 1),
+            (15, 15),
+            (20, 15),
+            (25, 15),
+            (26, 16),
+            (28, 18),
+            (38, 18),
+            (39, 19),
+        ] {
             assert_eq!(unspliced(sent, &splices), written, "{sent}");
         }
     }

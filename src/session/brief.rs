@@ -94,10 +94,14 @@ impl Brief {
         self.taints |= effects.touches_unknown_code;
         self.nextval |= calls("nextval");
         self.currval |= calls("currval") || calls("lastval");
-        self.placeholders.extend(statement.names.placeholders.iter().cloned());
+        self.placeholders
+            .extend(statement.names.placeholders.iter().cloned());
         self.risk = self.risk.max(risk(&statement.kind, effects));
         self.read_write |= asks_to_write(&statement.kind);
-        let all = matches!(statement.kind, Kind::DeallocateAll | Kind::Discard(Discard::All));
+        let all = matches!(
+            statement.kind,
+            Kind::DeallocateAll | Kind::Discard(Discard::All)
+        );
         self.deallocates_all |= all;
         self.mutes |= statement.kind == Kind::Unknown;
         self.refusal = self.refusal.or_else(|| refusal(statement));
@@ -133,7 +137,12 @@ fn risk(kind: &Kind, effects: Effects) -> Risk {
 }
 
 fn asks_to_write(kind: &Kind) -> bool {
-    let names = |name: &str| matches!(name, "default_transaction_read_only" | "transaction_read_only");
+    let names = |name: &str| {
+        matches!(
+            name,
+            "default_transaction_read_only" | "transaction_read_only"
+        )
+    };
     match kind {
         Kind::Begin(modes) | Kind::SetTransaction { modes, .. } => modes.read_only == Some(false),
         Kind::Set { name, .. } | Kind::Reset(name) => names(name),
@@ -159,7 +168,12 @@ fn refusal(statement: &StatementFacts) -> Option<Refusal> {
         Kind::CreateSubscription => Some(Refusal::Subscription),
         _ => {
             let large = |call: &String| LARGE.contains(&call.as_str());
-            statement.names.calls.iter().any(large).then_some(Refusal::LargeObjects)
+            statement
+                .names
+                .calls
+                .iter()
+                .any(large)
+                .then_some(Refusal::LargeObjects)
         }
     }
 }
@@ -169,7 +183,8 @@ fn contains(text: &[u8], word: &[u8]) -> bool {
     let (first, upper) = (word[0], word[0].to_ascii_uppercase());
     let same = |at: usize| {
         let end = at + word.len();
-        text.get(at..end).is_some_and(|here| here.eq_ignore_ascii_case(word))
+        text.get(at..end)
+            .is_some_and(|here| here.eq_ignore_ascii_case(word))
     };
     memchr::memchr2_iter(first, upper, text).any(same)
 }
@@ -200,7 +215,11 @@ impl Briefs {
     /// None yet; names mean what `catalog` says.
     pub fn new(catalog: Catalog) -> Self {
         Self {
-            cache: quick_cache::sync::Cache::with_weighter(CACHE_TEXTS, CACHE_BYTES_MAX, TextWeight),
+            cache: quick_cache::sync::Cache::with_weighter(
+                CACHE_TEXTS,
+                CACHE_BYTES_MAX,
+                TextWeight,
+            ),
             catalog,
         }
     }
@@ -214,7 +233,8 @@ impl Briefs {
             return brief;
         }
         let brief = Arc::new(Brief::of(text, &self.catalog, true));
-        self.cache.insert(Bytes::copy_from_slice(text), Arc::clone(&brief));
+        self.cache
+            .insert(Bytes::copy_from_slice(text), Arc::clone(&brief));
         brief
     }
 }
@@ -246,7 +266,10 @@ mod tests {
     fn risks_are_told_apart() {
         assert_eq!(brief("select 1").risk, Risk::None);
         assert_eq!(brief("insert into t values (1)").risk, Risk::Write);
-        assert_eq!(brief("begin; insert into t values (1); commit").risk, Risk::Commit);
+        assert_eq!(
+            brief("begin; insert into t values (1); commit").risk,
+            Risk::Commit
+        );
         assert_eq!(brief("frobnicate").risk, Risk::Commit);
     }
 
@@ -261,8 +284,14 @@ mod tests {
         assert!(brief("select lastval()").currval);
         assert!(brief("SET Client_Min_Messages = error").mutes);
         assert!(brief("begin read write").read_write);
-        assert_eq!(brief("prepare transaction 'x'").refusal, Some(Refusal::TwoPhase));
-        assert_eq!(brief("select lo_create(0)").refusal, Some(Refusal::LargeObjects));
+        assert_eq!(
+            brief("prepare transaction 'x'").refusal,
+            Some(Refusal::TwoPhase)
+        );
+        assert_eq!(
+            brief("select lo_create(0)").refusal,
+            Some(Refusal::LargeObjects)
+        );
         assert!(brief("discard all").deallocates_all);
         assert_eq!(brief("deallocate s1").deallocates.as_deref(), Some("s1"));
         assert!(brief("create role r").special.is_some());

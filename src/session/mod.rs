@@ -6,6 +6,7 @@ pub mod cancel;
 pub mod client;
 pub mod handshake;
 pub mod listener;
+pub mod naming;
 pub mod pipeline;
 pub mod prepared;
 pub mod probe;

@@ -213,7 +213,11 @@ impl Pipeline {
         self.skipping = false;
         self.copying = false;
         let entries = std::mem::take(&mut self.queue);
-        entries.into_iter().rev().filter_map(|entry| entry.undo).collect()
+        entries
+            .into_iter()
+            .rev()
+            .filter_map(|entry| entry.undo)
+            .collect()
     }
 
     /// Gives out the local answers whose turn has come.
@@ -233,7 +237,11 @@ impl Pipeline {
         let Some(head) = self.queue.front() else {
             // A node that ends the connection says so unasked.
             let unasked = OutOfStep { tag, awaited: None };
-            return if tag == b'E' { Ok(Verdict::Error(Fault::default())) } else { Err(unasked) };
+            return if tag == b'E' {
+                Ok(Verdict::Error(Fault::default()))
+            } else {
+                Err(unasked)
+            };
         };
         let (expect, own) = (head.expect, head.own);
         let mine = own.map_or(Verdict::Pass, Verdict::Swallow);
@@ -271,7 +279,10 @@ impl Pipeline {
 
     /// The server begins to read COPY data: it ignores the Syncs that were sent ahead of the data's end.
     fn copy_in(&mut self) {
-        let end = self.queue.iter().position(|entry| entry.expect == Expect::CopyEnd);
+        let end = self
+            .queue
+            .iter()
+            .position(|entry| entry.expect == Expect::CopyEnd);
         self.copying = end.is_none();
         let mut index = 0;
         let end = end.unwrap_or(usize::MAX);
@@ -302,7 +313,10 @@ impl Pipeline {
             };
             return Verdict::Error(fault);
         }
-        let sync = self.queue.iter().position(|entry| entry.expect == Expect::Sync);
+        let sync = self
+            .queue
+            .iter()
+            .position(|entry| entry.expect == Expect::Sync);
         self.skipping = sync.is_none();
         let mut dropped = self.queue.drain(..sync.unwrap_or(self.queue.len()));
         let mut fault = Fault::default();

@@ -109,9 +109,16 @@ fn undo_comes_latest_first_and_says_which_failed() {
     let Ok(Verdict::Error(fault)) = pipeline.answer(b'E') else {
         panic!("an error");
     };
-    let names: Vec<_> = fault.undo.iter().map(|u| u.named.clone().unwrap().0).collect();
+    let names: Vec<_> = fault
+        .undo
+        .iter()
+        .map(|u| u.named.clone().unwrap().0)
+        .collect();
     assert_eq!(names, [&b"c"[..], &b"b"[..]]);
-    assert_eq!(fault.undo.iter().map(|u| u.failed).collect::<Vec<_>>(), [false, true]);
+    assert_eq!(
+        fault.undo.iter().map(|u| u.failed).collect::<Vec<_>>(),
+        [false, true]
+    );
 }
 
 #[test]

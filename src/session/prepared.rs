@@ -77,7 +77,12 @@ impl Default for Shelf {
 
 impl Shelf {
     /// The statement of this tail under settings with this digest; `None` for the digest keeps it private.
-    pub fn get(&self, digest: Option<u64>, tail: &[u8], brief: impl FnOnce() -> Arc<Brief>) -> Arc<Statement> {
+    pub fn get(
+        &self,
+        digest: Option<u64>,
+        tail: &[u8],
+        brief: impl FnOnce() -> Arc<Brief>,
+    ) -> Arc<Statement> {
         let tail = Bytes::copy_from_slice(tail);
         let Some(digest) = digest else {
             return Arc::new(self.make(tail, brief()));
@@ -106,6 +111,9 @@ pub struct Unnamed {
     pub statement: Arc<Statement>,
 }
 
+/// A session's unnamed statement, and whose the connection's was.
+pub type UnnamedBefore = (Option<Unnamed>, Option<(u64, u64)>);
+
 /// What to take back when the node did not run a message after all.
 #[derive(Debug, Default)]
 pub struct Undo {
@@ -116,7 +124,7 @@ pub struct Undo {
     /// The connection's statement, and whether it was there.
     pub on_connection: Option<(u64, bool)>,
     /// The session's unnamed statement before, and whose the connection's was.
-    pub unnamed: Option<(Option<Unnamed>, Option<(u64, u64)>)>,
+    pub unnamed: Option<UnnamedBefore>,
 }
 
 /// The statements of one session.
@@ -158,7 +166,12 @@ impl Prepared {
     }
 
     /// Sets the unnamed statement, which the message being sent also makes the connection's.
-    pub fn set_unnamed(&mut self, statement: Arc<Statement>, session: u64, carried: &mut Carried) -> Undo {
+    pub fn set_unnamed(
+        &mut self,
+        statement: Arc<Statement>,
+        session: u64,
+        carried: &mut Carried,
+    ) -> Undo {
         self.count += 1;
         let unnamed = Unnamed {
             count: self.count,

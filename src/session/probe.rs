@@ -54,7 +54,9 @@ pub fn read(rows: &[(String, Option<String>)], user: &str) -> Finding {
             "!role" | "!user" => {}
             tie if tie.starts_with('!') => finding.pinned = true,
             setting => {
-                finding.settings.insert(setting.to_lowercase(), value.clone());
+                finding
+                    .settings
+                    .insert(setting.to_lowercase(), value.clone());
             }
         }
     }
@@ -68,9 +70,16 @@ mod tests {
     #[test]
     fn rows_become_settings_and_ties() {
         let row = |name: &str, value: &str| (name.to_owned(), Some(value.to_owned()));
-        let rows = [row("TimeZone", "UTC"), row("!role", "none"), row("!user", "ann")];
+        let rows = [
+            row("TimeZone", "UTC"),
+            row("!role", "none"),
+            row("!user", "ann"),
+        ];
         let found = read(&rows, "ann");
-        assert_eq!(found.settings.get("timezone").map(String::as_str), Some("UTC"));
+        assert_eq!(
+            found.settings.get("timezone").map(String::as_str),
+            Some("UTC")
+        );
         assert_eq!((found.settings.len(), found.pinned), (1, false));
         let rows = [row("!role", "bob"), row("!user", "eve"), row("!lock", "")];
         let found = read(&rows, "ann");

@@ -114,7 +114,11 @@ where
         moved.from_client = client.read(cx);
         progress |= moved.client_gone || moved.server_deaf;
         progress |= moved.from_client.is_some() || moved.from_server.is_some();
-        if progress { Poll::Ready(moved) } else { Poll::Pending }
+        if progress {
+            Poll::Ready(moved)
+        } else {
+            Poll::Pending
+        }
     })
     .await
 }

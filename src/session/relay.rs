@@ -88,6 +88,10 @@ impl From<ClientError> for End {
 }
 
 /// A session with all that belongs to it.
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own, set and read in different places"
+)]
 pub struct Session {
     pub(super) shared: Arc<Shared>,
     pub(super) id: u64,
@@ -203,7 +207,9 @@ impl Session {
             let resting = self.pipeline.is_empty() && !self.in_batch && self.status == Status::Idle;
             let soft = resting && self.lease.is_some() && self.state.hold() == Hold::Soft;
             let pool = Arc::clone(&self.pool);
-            let read_client = !self.leaving && self.to_server.len() < OUTPUT_BYTES_MAX && self.input.len() < self.input_max();
+            let read_client = !self.leaving
+                && self.to_server.len() < OUTPUT_BYTES_MAX
+                && self.input.len() < self.input_max();
             let room = self.to_client.len() < OUTPUT_BYTES_MAX;
             let waiting = !self.input.is_empty();
             let mut client = Side {
@@ -427,7 +433,11 @@ impl Session {
         for (name, value) in &lease.backend.parameters {
             if self.told.get(name) != Some(value) {
                 // They came from a frame, so they fit one.
-                let _ = backend::parameter_status(&mut self.to_client, name.as_bytes(), value.as_bytes());
+                let _ = backend::parameter_status(
+                    &mut self.to_client,
+                    name.as_bytes(),
+                    value.as_bytes(),
+                );
                 self.told.insert(name.clone(), value.clone());
             }
         }
@@ -439,7 +449,11 @@ impl Session {
             End::Client => None,
             End::Error(error) => Some(error),
             End::Lost(why) => {
-                tracing::info!(why, node = self.pool.node().0, "a session lost its connection to a node");
+                tracing::info!(
+                    why,
+                    node = self.pool.node().0,
+                    "a session lost its connection to a node"
+                );
                 drop(self.lease.take());
                 Some(self.loss())
             }
@@ -466,7 +480,9 @@ impl Session {
     }
 
     async fn leave_node(&mut self) {
-        let Some(lease) = self.lease.take() else { return };
+        let Some(lease) = self.lease.take() else {
+            return;
+        };
         let clean = self.pipeline.is_empty()
             && !self.in_batch
             && self.passing == 0
@@ -480,7 +496,10 @@ impl Session {
             // Idle, in a transaction or with state of its own: closing ends all of it.
             lease.discard();
         } else {
-            let cancel = self.shared.cancels.carry_out(self.cancel.key(), &self.shared.admins);
+            let cancel = self
+                .shared
+                .cancels
+                .carry_out(self.cancel.key(), &self.shared.admins);
             let _ = tokio::time::timeout(CANCEL_LIMIT, cancel).await;
             lease.discard();
         }

@@ -11,20 +11,18 @@ use bytes::{Buf, Bytes, BytesMut};
 use crate::error::{ClientError, Refusal, Severity};
 use crate::session::brief::Brief;
 use crate::session::client;
-use crate::session::pipeline::{Entry, Expect, Own, Risk};
-use crate::session::prepared::{PER_CONNECTION_MAX, PER_SESSION_MAX, Statement, Undo};
+use crate::session::pipeline::{Entry, Expect, Risk};
+use crate::session::prepared::PER_SESSION_MAX;
 use crate::session::relay::{End, OUTPUT_BYTES_MAX, Session};
 use crate::wire::frame::{self, HEADER_BYTES, Header};
 use crate::wire::message::backend::{self, Status};
-use crate::wire::message::frontend::{self, Target};
+use crate::wire::message::frontend;
 use crate::wire::message::names;
 
 /// Query and Parse up to this length are looked at; longer ones pass as texts of which nothing is known.
 const TEXT_BYTES_MAX: usize = 32 << 20;
 /// The names at the front of a message must lie in so many bytes.
 const NAMES_BYTES_MAX: usize = 16 * 1024;
-/// An unnamed statement's text up to this length is kept, to be prepared again on another connection.
-const UNNAMED_BYTES_MAX: usize = 1 << 20;
 /// So many answers may be outstanding before the client has to wait.
 const AWAITED_MAX: usize = 4096;
 /// What a node refuses whatever state its transaction is in, so that a refusal of ours fails it as one of
@@ -48,7 +46,8 @@ impl Session {
     /// Works off the client's messages as far as they have arrived and may go on.
     pub(super) async fn requests(&mut self) -> Result<(), End> {
         while !self.input.is_empty() && !self.leaving {
-            if self.to_server.len() >= OUTPUT_BYTES_MAX || self.to_client.len() >= OUTPUT_BYTES_MAX {
+            if self.to_server.len() >= OUTPUT_BYTES_MAX || self.to_client.len() >= OUTPUT_BYTES_MAX
+            {
                 return Ok(());
             }
             if self.passing > 0 {
@@ -60,7 +59,10 @@ impl Session {
                 frontend::flush(&mut self.to_server);
                 return Ok(());
             }
-            let limit = self.input.first().map_or(Some(0), |tag| frame::client_limit(*tag));
+            let limit = self
+                .input
+                .first()
+                .map_or(Some(0), |tag| frame::client_limit(*tag));
             let Some(limit) = limit else {
                 let tag = self.input[0];
                 let text = format!("invalid frontend message type {tag}");
@@ -97,7 +99,7 @@ impl Session {
     }
 
     /// Passes the message at the front on, or drops it, as far as it is there and later the rest.
-    fn pass(&mut self, header: Header, on: bool) {
+    pub(super) fn pass(&mut self, header: Header, on: bool) {
         self.passing = header.len;
         self.passing_on = on;
         self.pass_rest();
@@ -252,7 +254,10 @@ impl Session {
         }
         self.state.note(&brief);
         self.watch_drops |= brief.deallocates_all;
-        if let Some(name) = brief.deallocates.as_ref().filter(|_| self.status != Status::Failed)
+        if let Some(name) = brief
+            .deallocates
+            .as_ref()
+            .filter(|_| self.status != Status::Failed)
             && let Some(sql) = self.deallocation(name, &mut entry)
         {
             self.pipeline.push(entry);
@@ -263,22 +268,6 @@ impl Session {
         self.pipeline.push(entry);
         self.pass(header, true);
         Ok(Step::Next)
-    }
-
-    /// SQL's DEALLOCATE of a statement that the client prepared by the protocol: the node knows it by
-    /// another name, if it has it at all.
-    fn deallocation(&mut self, name: &str, entry: &mut Entry) -> Option<String> {
-        let statement = Arc::clone(self.prepared.get(name.as_bytes())?);
-        self.ensure(&statement);
-        frontend::sync(&mut self.to_server);
-        self.pipeline.push(Entry::own(Expect::Sync, Own::Statement));
-        let mut undo = self.prepared.name(name.as_bytes(), None);
-        if let Some(lease) = &mut self.lease {
-            lease.carried.statements.remove(statement.id);
-            undo.on_connection = Some((statement.id, true));
-        }
-        entry.undo = Some(Box::new(undo));
-        Some(format!("deallocate {}", statement.server_name()))
     }
 
     async fn parse(&mut self, header: Header) -> Result<Step, End> {
@@ -319,7 +308,9 @@ impl Session {
                 let tail = &self.input[tail];
                 self.shared.relay.shelf.get(digest, tail, || brief)
             };
-            let undo = self.prepared.name(&self.input[name], Some(Arc::clone(&statement)));
+            let undo = self
+                .prepared
+                .name(&self.input[name], Some(Arc::clone(&statement)));
             self.parse_named(&statement, undo);
             self.pass(header, false);
         }
@@ -356,96 +347,6 @@ impl Session {
         Ok(Step::Next)
     }
 
-    fn parse_unnamed(&mut self, header: Header, tail: std::ops::Range<usize>, brief: Arc<Brief>) {
-        let kept = tail.len() <= UNNAMED_BYTES_MAX;
-        let tail = if kept {
-            Bytes::copy_from_slice(&self.input[tail])
-        } else {
-            Bytes::new()
-        };
-        let statement = Arc::new(Statement { id: 0, tail, brief });
-        let mut entry = Entry::client(Expect::Parse);
-        if let Some(lease) = &mut self.lease {
-            let undo = self.prepared.set_unnamed(statement, self.id, &mut lease.carried);
-            entry.undo = Some(Box::new(undo));
-        }
-        self.pipeline.push(entry);
-        self.pass(header, true);
-    }
-
-    /// Prepares a statement for the client on the connection, or says at once that it is there.
-    fn parse_named(&mut self, statement: &Arc<Statement>, mut undo: Undo) {
-        let Some(lease) = &mut self.lease else { return };
-        let there = lease.carried.statements.touch(statement.id);
-        let mut entry = if there {
-            let mut answer = BytesMut::new();
-            backend::parse_complete(&mut answer);
-            Entry::local(answer.freeze())
-        } else {
-            lease.carried.statements.insert(statement.id);
-            undo.on_connection = Some((statement.id, false));
-            statement.put_parse(&statement.server_name(), &mut self.to_server);
-            Entry::client(Expect::Parse)
-        };
-        entry.undo = Some(Box::new(undo));
-        self.pipeline.push(entry);
-        if !there {
-            self.close_surplus();
-        }
-    }
-
-    /// Sees to it that the connection has the statement.
-    fn ensure(&mut self, statement: &Arc<Statement>) {
-        let Some(lease) = &mut self.lease else { return };
-        if lease.carried.statements.touch(statement.id) {
-            return;
-        }
-        lease.carried.statements.insert(statement.id);
-        statement.put_parse(&statement.server_name(), &mut self.to_server);
-        let mut entry = Entry::own(Expect::Parse, Own::Statement);
-        entry.undo = Some(Box::new(Undo {
-            on_connection: Some((statement.id, false)),
-            ..Undo::default()
-        }));
-        self.pipeline.push(entry);
-        self.close_surplus();
-    }
-
-    /// Closes the statement that was not used for longest, where there are too many.
-    fn close_surplus(&mut self) {
-        let Some(lease) = &mut self.lease else { return };
-        let Some(id) = lease.carried.statements.overflow(PER_CONNECTION_MAX) else {
-            return;
-        };
-        let name = format!("synapsedb_{id}");
-        let _ = frontend::close(&mut self.to_server, Target::Statement, &name);
-        let mut entry = Entry::own(Expect::Close, Own::Statement);
-        entry.undo = Some(Box::new(Undo {
-            on_connection: Some((id, true)),
-            ..Undo::default()
-        }));
-        self.pipeline.push(entry);
-    }
-
-    /// Sees to it that the connection's unnamed statement is the session's.
-    fn ensure_unnamed(&mut self) {
-        let (Some(lease), Some(unnamed)) = (&mut self.lease, &self.prepared.unnamed) else {
-            return;
-        };
-        let mine = Some((self.id, unnamed.count));
-        if lease.carried.unnamed == mine || unnamed.statement.tail.is_empty() {
-            return;
-        }
-        unnamed.statement.put_parse("", &mut self.to_server);
-        let theirs = std::mem::replace(&mut lease.carried.unnamed, mine);
-        let mut entry = Entry::own(Expect::Parse, Own::Statement);
-        entry.undo = Some(Box::new(Undo {
-            unnamed: Some((Some(unnamed.clone()), theirs)),
-            ..Undo::default()
-        }));
-        self.pipeline.push(entry);
-    }
-
     fn names_missing(&self) -> Result<Step, End> {
         if self.input.len() < NAMES_BYTES_MAX {
             return Ok(Step::More);
@@ -459,7 +360,9 @@ impl Session {
         };
         let named = self.prepared.get(&self.input[name.clone()]).map(Arc::clone);
         let unnamed = self.prepared.unnamed.as_ref().filter(|_| name.is_empty());
-        let statement = named.clone().or_else(|| unnamed.map(|u| Arc::clone(&u.statement)));
+        let statement = named
+            .clone()
+            .or_else(|| unnamed.map(|u| Arc::clone(&u.statement)));
         let sequences = statement.as_ref().is_some_and(|s| s.brief.currval);
         if !self.connected(header, sequences).await? {
             return Ok(Step::Next);
@@ -475,28 +378,15 @@ impl Session {
             }
             None => self.state.note(&Brief::unknown()),
         }
-        match named {
-            Some(statement) => {
-                self.ensure(&statement);
-                self.pass_renamed(header, &statement.server_name())?;
-            }
-            None => {
-                self.ensure_unnamed();
-                self.pass(header, true);
-            }
+        if let Some(statement) = named {
+            self.ensure(&statement);
+            self.pass_renamed(header, &statement.server_name())?;
+        } else {
+            self.ensure_unnamed();
+            self.pass(header, true);
         }
         self.pipeline.push(Entry::client(Expect::Bind));
         Ok(Step::Next)
-    }
-
-    /// Passes the message at the front on with another name for its statement.
-    fn pass_renamed(&mut self, header: Header, name: &str) -> Result<(), End> {
-        let here = header.len.min(self.input.len());
-        names::rename_statement(&self.input[..here], name, &mut self.to_server).map_err(violation)?;
-        self.input.advance(here);
-        self.passing = header.len - here;
-        self.passing_on = true;
-        Ok(())
     }
 
     async fn describe(&mut self, header: Header) -> Result<Step, End> {
@@ -508,7 +398,9 @@ impl Session {
             return Ok(Step::Next);
         }
         self.in_batch = true;
-        let named = name.clone().and_then(|name| self.prepared.get(&self.input[name]).map(Arc::clone));
+        let named = name
+            .clone()
+            .and_then(|name| self.prepared.get(&self.input[name]).map(Arc::clone));
         if let Some(statement) = named {
             self.ensure(&statement);
             self.pass_renamed(header, &statement.server_name())?;
@@ -610,6 +502,6 @@ fn words(error: &ClientError) -> Bytes {
     out.freeze()
 }
 
-fn violation(error: crate::wire::error::WireError) -> End {
+pub(super) fn violation(error: crate::wire::error::WireError) -> End {
     End::Error(ClientError::Protocol(error.to_string().into()))
 }

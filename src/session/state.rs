@@ -77,6 +77,7 @@ pub struct Finding {
 
 /// A session's settings and ties.
 #[derive(Debug, Default)]
+#[allow(clippy::struct_excessive_bools)]
 pub struct State {
     /// What is to be in force on whichever connection works.
     pub wanted: Settings,
@@ -132,7 +133,8 @@ impl State {
 
     /// Whether the connection must be kept between transactions.
     pub fn hold(&self) -> Hold {
-        let hard = self.pinned || self.current_values || self.placeholders.len() >= PLACEHOLDERS_MAX;
+        let hard =
+            self.pinned || self.current_values || self.placeholders.len() >= PLACEHOLDERS_MAX;
         match (hard, self.sequences) {
             (true, _) => Hold::Hard,
             (false, true) => Hold::Soft,
@@ -175,10 +177,14 @@ impl State {
     pub fn found(&mut self, finding: &Finding) -> bool {
         let doubt = self.looking.take().unwrap_or(self.doubt);
         let mut settings = finding.settings.clone();
-        let untouched = settings.get(MIN_MESSAGES).is_some_and(|level| level == KEPT_LEVEL);
+        let untouched = settings
+            .get(MIN_MESSAGES)
+            .is_some_and(|level| level == KEPT_LEVEL);
         let quiet = self.quiet;
         for (name, value) in &self.startup {
-            settings.entry(name.clone()).or_insert_with(|| value.clone());
+            settings
+                .entry(name.clone())
+                .or_insert_with(|| value.clone());
         }
         if self.read_only {
             settings.insert("default_transaction_read_only".to_owned(), "on".to_owned());
@@ -250,7 +256,10 @@ mod tests {
     fn reset_leads_back_to_the_startup_packet() {
         let mut state = State::new(settings(&[("search_path", "a")]), false);
         state.found(&finding(&[("search_path", "b"), ("work_mem", "64")]));
-        assert_eq!(state.wanted, settings(&[("search_path", "b"), ("work_mem", "64")]));
+        assert_eq!(
+            state.wanted,
+            settings(&[("search_path", "b"), ("work_mem", "64")])
+        );
         state.found(&finding(&[]));
         assert_eq!(state.wanted, settings(&[("search_path", "a")]));
     }
@@ -259,7 +268,10 @@ mod tests {
     fn the_read_only_port_stays_read_only() {
         let mut state = State::new(Settings::new(), true);
         state.found(&finding(&[("default_transaction_read_only", "off")]));
-        assert_eq!(state.wanted, settings(&[("default_transaction_read_only", "on")]));
+        assert_eq!(
+            state.wanted,
+            settings(&[("default_transaction_read_only", "on")])
+        );
     }
 
     #[test]
@@ -284,7 +296,10 @@ mod tests {
     #[test]
     fn a_digest_tells_meanings_apart() {
         let digest = |pairs: &[(&str, &str)]| State::new(settings(pairs), false).digest();
-        assert_ne!(digest(&[("search_path", "a")]), digest(&[("search_path", "b")]));
+        assert_ne!(
+            digest(&[("search_path", "a")]),
+            digest(&[("search_path", "b")])
+        );
         assert_eq!(digest(&[("application_name", "a")]), digest(&[]));
         let mut state = State::default();
         state.doubt.settings = true;
@@ -295,9 +310,15 @@ mod tests {
     fn sequences_hold_softly_and_their_values_hard() {
         let mut state = State::default();
         assert_eq!(state.hold(), Hold::None);
-        state.note(&Brief { nextval: true, ..Brief::default() });
+        state.note(&Brief {
+            nextval: true,
+            ..Brief::default()
+        });
         assert_eq!(state.hold(), Hold::Soft);
-        state.note(&Brief { currval: true, ..Brief::default() });
+        state.note(&Brief {
+            currval: true,
+            ..Brief::default()
+        });
         assert_eq!(state.hold(), Hold::Hard);
     }
 }
