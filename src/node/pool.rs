@@ -60,12 +60,16 @@ impl Pool {
         let _place = Place::take(self).ok_or(PoolError::QueueFull {
             queue_max: self.queue_max,
         })?;
+        metrics::counter!("synapsedb_pool_waits_total").increment(1);
         self.pressure.notify_waiters();
         let limits = Timeouts {
             wait: Some(self.queue_timeout),
             ..Timeouts::default()
         };
         let got = self.connections.timeout_get(&limits).await;
+        if matches!(got, Err(managed::PoolError::Timeout(_))) {
+            metrics::counter!("synapsedb_pool_timeouts_total").increment(1);
+        }
         got.map(|object| self.lease(object))
             .map_err(|e| self.error(e))
     }

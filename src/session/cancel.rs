@@ -87,6 +87,7 @@ impl Cancels {
             tracing::debug!("cancel request with an unknown key");
             return;
         };
+        metrics::counter!("synapsedb_cancels_total").increment(1);
         let Some((node, pid)) = cancel.begin() else {
             return;
         };

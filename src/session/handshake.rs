@@ -4,6 +4,7 @@
 //! something sent under TLS; a name that does not exist looks like a wrong password; and whoever is
 //! told that it may ask has a node's own word that user, database and settings are good.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -77,15 +78,25 @@ pub struct Handshake {
     shared: Arc<Shared>,
 }
 
+/// Who the client is: what of a [`Client`] is known once it has proved itself.
+pub struct Identified {
+    wish: Wish,
+    minor: u16,
+    facts: Option<RoleFacts>,
+    seat: Seat,
+}
+
 /// What of a [`Client`] is known before its socket is handed over.
 pub struct Admitted {
     wish: Wish,
-    told: std::collections::BTreeMap<String, String>,
+    told: Told,
     minor: u16,
     pool: Arc<Pool>,
     cancel: CancelHandle,
     seat: Seat,
 }
+
+type Told = BTreeMap<String, String>;
 
 impl Handshake {
     /// Begins on a connection just accepted.
@@ -122,9 +133,9 @@ impl Handshake {
         })
     }
 
-    /// Runs until the client may ask, or its connection ends; None after a cancel request. The caller
-    /// limits the time. Dropped midway, whatever was taken (place, connection, key) is given back.
-    pub async fn run(&mut self) -> Result<Option<Admitted>, Ended> {
+    /// Runs until the client has proved who it is, or its connection ends; None after a cancel request.
+    /// The caller limits the time. Dropped midway, the place it took is given back.
+    pub async fn identify(&mut self) -> Result<Option<Identified>, Ended> {
         let Some(request) = self.open().await? else {
             return Ok(None);
         };
@@ -139,26 +150,44 @@ impl Handshake {
             let name = "default_transaction_read_only".to_owned();
             wish.settings.insert(name, "on".to_owned());
         }
-        let shared = Arc::clone(&self.shared);
-        let seat = shared.seats.take().ok_or(ClientError::TooManyClients)?;
+        let seat = self.shared.seats.take();
+        let seat = seat.ok_or(ClientError::TooManyClients)?;
         self.send(&mut out).await?;
         let facts = self.authenticate(&wish).await?;
-        let (pool, told) = self.admit(&wish, facts).await?;
-        let cancel = shared.cancels.register(minor);
+        Ok(Some(Identified {
+            wish,
+            minor,
+            facts,
+            seat,
+        }))
+    }
+
+    /// Runs until the client has been told that it may ask. Takes as long as the pool lets it wait for a
+    /// connection. Dropped midway, whatever was taken (place, connection, key) is given back.
+    pub async fn admit(&mut self, client: Identified) -> Result<Admitted, Ended> {
+        let Identified {
+            wish,
+            minor,
+            facts,
+            seat,
+        } = client;
+        let (pool, told) = self.ask_node(&wish, facts).await?;
+        let cancel = self.shared.cancels.register(minor);
+        let mut out = BytesMut::new();
         for (name, value) in &told {
             backend::parameter_status(&mut out, name.as_bytes(), value.as_bytes())?;
         }
         backend::key(&mut out, cancel.key())?;
         backend::ready(&mut out, Status::Idle);
         self.send(&mut out).await?;
-        Ok(Some(Admitted {
+        Ok(Admitted {
             wish,
             told,
             minor,
             pool,
             cancel,
             seat,
-        }))
+        })
     }
 
     /// Everything up to the startup packet: TLS, refusals of what is not spoken, cancels.
@@ -306,8 +335,8 @@ impl Handshake {
     }
 
     /// The node's own word on user, database and settings, and what it tells such a client.
-    async fn admit(
-        &mut self,
+    async fn ask_node(
+        &self,
         wish: &Wish,
         facts: Option<RoleFacts>,
     ) -> Result<(Arc<Pool>, Told), Ended> {
@@ -358,8 +387,6 @@ impl Handshake {
         send(self.io.as_mut().ok_or(Ended::Silently)?, out).await
     }
 }
-
-type Told = std::collections::BTreeMap<String, String>;
 
 /// A node's own error leaves its connection as it was; any other breaks it.
 fn keep_if_ready(lease: Lease, error: &crate::node::backend::BackendError) {

@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::error::ClientError;
 use crate::session::client::{self, Client};
-use crate::session::handshake::{Ended, Handshake};
+use crate::session::handshake::{Admitted, Ended, Handshake};
 use crate::session::shared::{Seats, Shared};
 
 /// Connections that may be in their handshake beyond `limits.max_clients`: cancels, and refusals that
@@ -105,23 +105,45 @@ async fn welcome(
         tracing::debug!(%peer, %error, "client left at once");
         return None;
     }
-    let limit = shared.config.limits.handshake_timeout();
     let mut handshake = Handshake::new(stream, peer, read_only, Arc::clone(shared));
     let outcome = tokio::select! {
-        outcome = tokio::time::timeout(limit, handshake.run()) => {
-            outcome.unwrap_or_else(|_| Err(Ended::Refused(ClientError::HandshakeTimeout)))
-        }
+        outcome = greet(&mut handshake, shared) => outcome,
         () = shared.stop.cancelled() => Err(Ended::Refused(ClientError::ShuttingDown)),
     };
     match outcome {
-        Ok(admitted) => handshake.into_client(admitted?),
+        Ok(admitted) => {
+            metrics::counter!("synapsedb_logins_total").increment(1);
+            handshake.into_client(admitted?)
+        }
         Err(Ended::Silently) => None,
         Err(Ended::Refused(error)) => {
+            let sqlstate = error.report().sqlstate.into_owned();
+            metrics::counter!("synapsedb_logins_refused_total", "sqlstate" => sqlstate)
+                .increment(1);
             tracing::debug!(%peer, %error, "client refused");
             client::dismiss(handshake.into_io()?, &error).await;
             None
         }
     }
+}
+
+/// The handshake within its limits: the client's part first, then the wait for a node, which the
+/// pool bounds.
+async fn greet(handshake: &mut Handshake, shared: &Shared) -> Result<Option<Admitted>, Ended> {
+    let limit = shared.config.limits.handshake_timeout();
+    let Some(identified) = within(limit, handshake.identify()).await? else {
+        return Ok(None);
+    };
+    let limit = limit + shared.config.pool.queue_timeout();
+    within(limit, handshake.admit(identified)).await.map(Some)
+}
+
+async fn within<T>(
+    limit: Duration,
+    step: impl Future<Output = Result<T, Ended>>,
+) -> Result<T, Ended> {
+    let late = |_| Err(Ended::Refused(ClientError::HandshakeTimeout));
+    tokio::time::timeout(limit, step).await.unwrap_or_else(late)
 }
 
 /// Small packets go out at once, and a client that vanished is noticed.

@@ -122,6 +122,28 @@ async fn connections_that_changed_while_idle() {
     lease.release();
     let lease = pool.acquire().await.expect("another");
     assert_ne!(lease.backend.process_id, pid, "of an older generation");
+    lease.release();
+    a_node_that_is_away(house, &pool).await;
+}
+
+/// Nothing hangs while it is away, and nothing of its former life is used when it is back.
+async fn a_node_that_is_away(mut house: House, pool: &Arc<synapsedb::node::pool::Pool>) {
+    house.cluster.server(0).kill9();
+    let begun = Instant::now();
+    assert_eq!(code(house.login(USER, PASSWORD, DATABASE).await), "57P03");
+    let refused = pool
+        .acquire()
+        .await
+        .err()
+        .map(synapsedb::error::ClientError::from);
+    let code_of = |error: synapsedb::error::ClientError| error.report().sqlstate;
+    assert_eq!(refused.map(code_of).as_deref(), Some("57P03"));
+    assert!(begun.elapsed() < Duration::from_secs(4));
+    house.cluster.server(0).start().expect("it recovers");
+    assert_eq!(
+        code(house.client().await.simple_query("select 1").await),
+        "00000"
+    );
 }
 
 /// Ten thousand come and go; no place, key, connection or descriptor stays with them.

@@ -48,6 +48,7 @@ async fn house(key: Option<KeyPair>) -> (House, CertificateDer<'static>) {
     let house = House::before(cluster, |config| {
         config.tls.certificate = Some(certificate);
         config.tls.key = Some(key);
+        config.limits.handshake_timeout_ms = 2000;
     });
     (house.await, cert.der().clone())
 }
@@ -149,6 +150,12 @@ async fn in_between(house: &House, connector: &TlsConnector) {
     client.send(SSL_REQUEST).await;
     assert_eq!(client.byte().await, Some(b'S'));
     client.send(&packet(b"not TLS at all")).await;
+    assert!(client.stream_ends().await);
+    // A TLS handshake that never ends.
+    let mut client = connect(house.port).await;
+    client.send(SSL_REQUEST).await;
+    assert_eq!(client.byte().await, Some(b'S'));
+    client.send(b"\x16\x03\x01\x02").await;
     assert!(client.stream_ends().await);
 }
 
