@@ -5,66 +5,56 @@
 
 use super::statement::Effects;
 
-const NONE: Effects = Effects {
-    may_change_settings: false,
-    may_pin: false,
-    uses_sequence_state: false,
-    touches_unknown_code: false,
-};
-const SETTINGS: Effects = Effects {
-    may_change_settings: true,
-    ..NONE
-};
-const PINS: Effects = Effects {
-    may_pin: true,
-    ..NONE
-};
-const SEQUENCE: Effects = Effects {
-    may_pin: true,
-    uses_sequence_state: true,
-    ..NONE
-};
-const UNKNOWN: Effects = Effects {
-    touches_unknown_code: true,
-    ..NONE
-};
-
 /// What a function of the server itself does to its session, where it does anything.
 pub fn named_effects(name: &str) -> Option<Effects> {
-    Some(match name {
-        "set_config" => SETTINGS,
-        "pg_advisory_lock"
-        | "pg_advisory_lock_shared"
-        | "pg_try_advisory_lock"
-        | "pg_try_advisory_lock_shared"
-        | "pg_advisory_unlock"
-        | "pg_advisory_unlock_shared"
-        | "pg_advisory_unlock_all"
-        | "nextval"
-        | "setval"
-        | "setseed"
-        | "pg_replication_origin_session_setup"
-        | "pg_replication_origin_session_reset"
-        | "pg_replication_origin_xact_setup"
-        | "pg_replication_origin_xact_reset" => PINS,
-        "currval" | "lastval" => SEQUENCE,
-        // Each of these runs SQL that it gets as text.
-        "query_to_xml"
-        | "query_to_xmlschema"
-        | "query_to_xml_and_xmlschema"
-        | "cursor_to_xml"
-        | "cursor_to_xmlschema"
-        | "ts_stat"
-        | "ts_rewrite"
-        | "xpath_table"
-        | "crosstab" => Effects {
+    let none = Effects::default();
+    let has = |list: &[&str]| list.binary_search(&name).is_ok();
+    if name == "set_config" {
+        return Some(Effects {
             may_change_settings: true,
+            ..none
+        });
+    }
+    if name == "nextval" || has(PINS) {
+        return Some(Effects {
             may_pin: true,
-            ..UNKNOWN
-        },
-        _ => return None,
+            draws_sequence: matches!(name, "nextval" | "setval"),
+            ..none
+        });
+    }
+    if matches!(name, "currval" | "lastval") {
+        return Some(Effects {
+            may_pin: true,
+            uses_sequence_state: true,
+            ..none
+        });
+    }
+    has(RUNS_OTHERS).then_some(Effects {
+        uses_sequence_state: false,
+        ..Effects::ALL
     })
 }
+
+/// Leave something in the session: an advisory lock, a place in a sequence, a seed, an origin.
+#[rustfmt::skip]
+pub const PINS: &[&str] = &[
+    "pg_advisory_lock", "pg_advisory_lock_shared", "pg_advisory_unlock", "pg_advisory_unlock_all",
+    "pg_advisory_unlock_shared", "pg_replication_origin_session_reset",
+    "pg_replication_origin_session_setup", "pg_replication_origin_xact_reset",
+    "pg_replication_origin_xact_setup", "pg_try_advisory_lock", "pg_try_advisory_lock_shared",
+    "setseed", "setval",
+];
+
+/// Run what they are not seen to run: a text, a view, a type's checks.
+#[rustfmt::skip]
+pub const RUNS_OTHERS: &[&str] = &[
+    "array_in", "array_recv", "crosstab", "cursor_to_xml", "cursor_to_xmlschema", "database_to_xml",
+    "database_to_xml_and_xmlschema", "database_to_xmlschema", "domain_in", "domain_recv",
+    "multirange_in", "multirange_recv", "query_to_xml", "query_to_xml_and_xmlschema",
+    "query_to_xmlschema", "range_in", "range_recv", "record_in", "record_recv", "schema_to_xml",
+    "schema_to_xml_and_xmlschema", "schema_to_xmlschema", "table_to_xml",
+    "table_to_xml_and_xmlschema", "table_to_xmlschema", "ts_rewrite", "ts_stat", "xpath_table",
+];
 
 /// Words that a parenthesis may follow without a call: the grammar's own, and its own types.
 pub fn is_syntax(word: &str) -> bool {
@@ -146,7 +136,7 @@ mod tests {
 
     #[test]
     fn lists_are_sorted() {
-        for list in [SYNTAX, HARMLESS] {
+        for list in [SYNTAX, HARMLESS, PINS, RUNS_OTHERS] {
             for pair in list.windows(2) {
                 assert!(pair[0] < pair[1], "{pair:?}");
             }

@@ -1,19 +1,91 @@
 //! What a database's names stand for, as far as it decides where a statement may run.
 //!
-//! Plain data, filled by a loader elsewhere; a name that is not in it is unknown and never harmless.
+//! Plain data, filled from the rows of [`LOAD_QUERY`] by a loader elsewhere. Everything is by bare
+//! name and the worst of all that bear it, since a `search_path` may lead to any of them; a name that
+//! is not in it is unknown and never harmless.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::builtins;
 use super::names::Names;
-use super::statement::{Effects, Reason};
+use super::statement::Reason;
+
+/// One SELECT whose rows, in order, make a [`CatalogRow`] each. It must be run with an empty
+/// `search_path` or with `pg_catalog` first, by a role that may read `pg_catalog`.
+pub const LOAD_QUERY: &str = include_str!("catalog.sql");
+
+/// One row of [`LOAD_QUERY`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools)]
+pub struct CatalogRow {
+    /// `function`, `operator`, `type`, `relation` or `implicit`.
+    pub kind: String,
+    /// Of a relation.
+    pub schema: Option<String>,
+    /// The bare name.
+    pub name: String,
+    /// Running or writing it may run code that is not known, or touch the session.
+    pub hides: bool,
+    /// A query with it is not provably read-only.
+    pub unreadable: bool,
+    /// Writing it takes values of a sequence.
+    pub draws: bool,
+    /// The user's own.
+    pub own: bool,
+}
+
+/// What is known of a name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools)]
+struct Known {
+    hides: bool,
+    unreadable: bool,
+    draws: bool,
+    own: bool,
+}
+
+impl Known {
+    fn or(&mut self, row: &CatalogRow) {
+        self.hides |= row.hides;
+        self.unreadable |= row.unreadable;
+        self.draws |= row.draws;
+        self.own |= row.own;
+    }
+}
+
+type ByName = BTreeMap<Box<str>, Known>;
 
 /// A snapshot of one database's functions, operators, types and relations.
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
-    /// The worst of all functions of a name: true where one is volatile and not the server's own.
-    functions: BTreeMap<String, bool>,
+    generation: u64,
+    /// `None` where nothing was loaded.
+    functions: Option<ByName>,
+    operators: ByName,
+    types: BTreeSet<Box<str>>,
+    relations: ByName,
+    qualified: BTreeMap<(Box<str>, Box<str>), Known>,
+    implicit: bool,
 }
+
+/// Words that stand for OIDs or transaction numbers, which differ from node to node.
+const NODE_TYPES: [&str; 15] = [
+    "cid",
+    "oid",
+    "regclass",
+    "regcollation",
+    "regnamespace",
+    "regoper",
+    "regoperator",
+    "regproc",
+    "regprocedure",
+    "regrole",
+    "regtype",
+    "tid",
+    "txid_snapshot",
+    "xid",
+    "xid8",
+];
 
 impl Catalog {
     /// Knows nothing of the database: only the server's own functions are taken for what they are.
@@ -21,44 +93,174 @@ impl Catalog {
         Self::default()
     }
 
+    /// From the rows of [`LOAD_QUERY`]. `generation` must differ from that of any other snapshot of
+    /// this process, of whatever database, and not be 0: facts remember by it what they found.
+    pub fn from_rows(generation: u64, rows: impl IntoIterator<Item = CatalogRow>) -> Self {
+        let mut catalog = Self {
+            generation,
+            functions: Some(ByName::new()),
+            ..Self::default()
+        };
+        for row in rows {
+            let name: Box<str> = row.name.as_str().into();
+            match (row.kind.as_str(), &row.schema) {
+                ("function", _) => {
+                    let functions = catalog.functions.get_or_insert_default();
+                    functions.entry(name).or_default().or(&row);
+                }
+                ("operator", _) => catalog.operators.entry(name).or_default().or(&row),
+                ("type", _) => drop(catalog.types.insert(name)),
+                ("relation", Some(schema)) => {
+                    let key = (schema.as_str().into(), name.clone());
+                    catalog.qualified.entry(key).or_default().or(&row);
+                    catalog.relations.entry(name).or_default().or(&row);
+                }
+                // `implicit`, and what a newer query might say, stands for all.
+                _ => catalog.implicit |= row.hides || row.kind != "implicit",
+            }
+        }
+        catalog
+    }
+
+    /// Tells snapshots apart; 0 where nothing was loaded.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
     /// Whether calling `name` leaves the session as it was, but for what its name is known to do.
     pub fn call_is_tame(&self, name: &str) -> bool {
-        match self.functions.get(name) {
-            Some(wild) => !wild,
-            None => {
-                builtins::is_harmless(name)
-                    || builtins::named_effects(name).is_some_and(|e| e != Effects::default())
-            }
+        match &self.functions {
+            Some(functions) => functions.get(name).is_some_and(|known| !known.hides),
+            None => builtins::is_harmless(name) || builtins::named_effects(name).is_some(),
         }
     }
 
-    /// Whether behind a relation, type or function of this name code may run that is not known.
-    pub fn word_may_hide_code(&self, _name: &str) -> bool {
-        false
+    /// Whether `value.name` may call a function of this name that is not known.
+    pub fn field_may_hide_code(&self, name: &str) -> bool {
+        let functions = self.functions.as_ref();
+        functions.is_some_and(|known| known.get(name).is_some_and(|known| known.hides))
+    }
+
+    /// Whether behind a relation or type of this name code may run that is not known.
+    pub fn word_may_hide_code(&self, name: &str) -> bool {
+        self.types.contains(name) || self.relations.get(name).is_some_and(|known| known.hides)
     }
 
     /// Whether an operator of this name may run code that is not known.
-    pub fn operator_may_hide_code(&self, _name: &str) -> bool {
-        false
+    pub fn operator_may_hide_code(&self, name: &str) -> bool {
+        self.operators.get(name).is_some_and(|known| known.hides)
     }
 
     /// Whether casts or comparisons that no text names may run code that is not known.
     pub fn implicit_code(&self) -> bool {
-        false
+        self.implicit
+    }
+
+    /// Whether writing a relation of this name takes values of a sequence.
+    pub fn draws_sequence(&self, name: &str) -> bool {
+        self.relations.get(name).is_some_and(|known| known.draws)
     }
 
     /// Whether the user has a relation of this name.
-    pub fn has_user_relation(&self, _name: &str) -> bool {
-        false
+    pub fn has_user_relation(&self, name: &str) -> bool {
+        self.relations.get(name).is_some_and(|known| known.own)
     }
 
     /// Whether the user has a function of this name.
-    pub fn has_user_function(&self, _name: &str) -> bool {
-        false
+    pub fn has_user_function(&self, name: &str) -> bool {
+        let functions = self.functions.as_ref();
+        functions.is_some_and(|known| known.get(name).is_some_and(|known| known.own))
     }
 
-    /// Whether a query with these names is read-only.
-    pub fn read_only(&self, _names: &Names) -> Result<(), Reason> {
-        Err(Reason::NotUnderstood("no catalog".to_owned()))
+    /// Whether a query with these names is read-only, given that its text is.
+    pub fn read_only(&self, names: &Names) -> Result<(), Reason> {
+        let Some(functions) = &self.functions else {
+            return Err(Reason::NotUnderstood("no catalog is loaded".to_owned()));
+        };
+        let bad = |map: &ByName, name: &str| map.get(name).is_none_or(|known| known.unreadable);
+        if self.implicit {
+            return Err(Reason::ImplicitCode);
+        }
+        if let Some(name) = names.calls.iter().find(|name| bad(functions, name)) {
+            return Err(Reason::Function(name.clone()));
+        }
+        let hidden_call = |name: &&String| {
+            functions
+                .get(name.as_str())
+                .is_some_and(|known| known.own && known.unreadable)
+        };
+        if let Some(name) = names.fields.iter().find(hidden_call) {
+            return Err(Reason::Function(name.clone()));
+        }
+        let not_syntax =
+            |name: &&String| !matches!(name.as_str(), "::" | ":=" | "=>" | ".." | "!=");
+        let mut operators = names.operators.iter().filter(not_syntax);
+        if let Some(name) = operators.find(|name| bad(&self.operators, name)) {
+            return Err(Reason::Operator(name.clone()));
+        }
+        let node_bound = |name: &String| NODE_TYPES.binary_search(&name.as_str()).is_ok();
+        if names.words.iter().any(node_bound) {
+            return Err(Reason::SystemCatalog);
+        }
+        if let Some(name) = names
+            .words
+            .iter()
+            .find(|name| self.types.contains(name.as_str()))
+        {
+            return Err(Reason::Type(name.clone()));
+        }
+        self.relations_read_only(names)
+    }
+
+    fn relations_read_only(&self, names: &Names) -> Result<(), Reason> {
+        let Some(relations) = &names.relations else {
+            return Err(Reason::NotUnderstood("relations".to_owned()));
+        };
+        for relation in relations {
+            let name = &relation.name;
+            let known = match &relation.schema {
+                Some(schema) => {
+                    let key: (Box<str>, Box<str>) = (schema.as_str().into(), name.as_str().into());
+                    self.qualified.get(&key)
+                }
+                None => self.relations.get(name.as_str()),
+            };
+            let system = relation.schema.as_deref().is_some_and(is_system)
+                || relation.schema.is_none() && name.starts_with("pg_");
+            match known {
+                Some(known) if !known.unreadable => {}
+                Some(known) if !known.own || system => return Err(Reason::SystemCatalog),
+                None if relation.schema.is_none() && names.with_queries.contains(name) => {}
+                _ => return Err(Reason::Relation(name.clone())),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_system(schema: &str) -> bool {
+    matches!(schema, "pg_catalog" | "information_schema")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_query_knows_every_function_that_is_known_by_name() {
+        let foreign = ["crosstab", "xpath_table"];
+        for name in builtins::PINS.iter().chain(builtins::RUNS_OTHERS) {
+            let known = LOAD_QUERY.contains(&format!("('{name}')"));
+            assert!(known || foreign.contains(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_row_of_an_unknown_kind_stands_for_all() {
+        let row = CatalogRow {
+            kind: "novelty".to_owned(),
+            ..CatalogRow::default()
+        };
+        assert!(Catalog::from_rows(1, [row]).implicit_code());
     }
 }

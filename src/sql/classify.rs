@@ -7,6 +7,7 @@
 use super::ddl::{self, Seen};
 use super::lexer::{Token, TokenKind, text_of};
 use super::names::{Names, dotted_name};
+use super::prove::{self, Proven};
 use super::settings;
 use super::split::Piece;
 use super::statement::{Discard, Effects, Isolation, Kind, Modes, Reason, StatementFacts, Upkeep};
@@ -15,18 +16,17 @@ use super::words::Words;
 /// The facts of one statement.
 pub fn statement(text: &str, tokens: &[Token], piece: &Piece) -> StatementFacts {
     let words = Words::of(text, tokens, piece);
-    let names = Names::of(text, words.tokens);
+    let mut names = Names::of(text, words.tokens);
     let (kind, transactional) = kind(words);
     let mut named_effects = names.named_effects().or(kind_effects(&kind, words));
     if matches!(kind, Kind::Prepare(_) | Kind::Explain { analyze: false }) {
         // What it names is not run now.
         named_effects = kind_effects(&kind, words);
     }
-    let query = match &kind {
-        Kind::Query => Err(Reason::NotUnderstood("not looked at".to_owned())),
-        Kind::Write => Err(Reason::Writes),
-        _ => Err(Reason::NotAQuery),
-    };
+    let query = readable(&kind, words).map(|proven| {
+        names.relations = Some(proven.relations);
+        names.with_queries = proven.with_queries;
+    });
     StatementFacts {
         kind,
         bytes: piece.bytes.clone(),
@@ -34,6 +34,23 @@ pub fn statement(text: &str, tokens: &[Token], piece: &Piece) -> StatementFacts 
         transactional,
         names,
         query,
+    }
+}
+
+/// Proves what it can: a query, or an EXPLAIN or COPY of one.
+fn readable(kind: &Kind, words: Words<'_>) -> Result<Proven, Reason> {
+    match kind {
+        Kind::Query => prove::query(words),
+        Kind::Explain { .. } => {
+            let (_, inner) = explained(words).ok_or(Reason::NotAQuery)?;
+            match query(words.from(inner)) {
+                Some(Kind::Query) => prove::query(words.from(inner)),
+                Some(_) => Err(Reason::Writes),
+                None => Err(Reason::NotAQuery),
+            }
+        }
+        Kind::Write | Kind::CopyIn => Err(Reason::Writes),
+        _ => Err(Reason::NotAQuery),
     }
 }
 

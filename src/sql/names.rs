@@ -30,8 +30,10 @@ pub struct Names {
     pub placeholders: Vec<String>,
     /// The relations it reads or writes; `None` where that is not known (then it may be any).
     pub relations: Option<Vec<RelationName>>,
-    /// The types that casts and literals name.
-    pub types: Vec<String>,
+    /// The names of the WITH queries of a proven query.
+    pub with_queries: Vec<String>,
+    /// What stands behind a dot: of a value it may be a function, too.
+    pub fields: Vec<String>,
     /// A name in it is written so that it was not read (`U&"..."`).
     pub opaque: bool,
 }
@@ -68,6 +70,9 @@ impl Names {
                     if called && is_call(text, tokens, at, &name) {
                         names.calls.push(name.clone());
                     }
+                    if at > 0 && tokens[at - 1].kind == TokenKind::Dot {
+                        names.fields.push(name.clone());
+                    }
                     names.words.push(name);
                 }
                 _ => {}
@@ -77,6 +82,7 @@ impl Names {
         for list in [
             &mut names.words,
             &mut names.calls,
+            &mut names.fields,
             &mut names.operators,
             &mut names.placeholders,
         ] {
@@ -114,6 +120,11 @@ impl Names {
         catalog.read_only(self)
     }
 
+    /// Whether it names a relation that takes values of a sequence when it is written.
+    pub fn draws_sequence(&self, catalog: &Catalog) -> bool {
+        self.words.iter().any(|name| catalog.draws_sequence(name))
+    }
+
     /// Whether a word of it is a name of the proxy's metadata.
     pub fn mentions_metadata(&self) -> bool {
         let has = |name: &&str| {
@@ -131,7 +142,8 @@ impl Names {
             &self.calls,
             &self.operators,
             &self.placeholders,
-            &self.types,
+            &self.fields,
+            &self.with_queries,
         ];
         let relations = self
             .relations

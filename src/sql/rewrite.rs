@@ -232,7 +232,7 @@ fn with_queries(
 
 /// Follows a statement token by token and knows where a relation's name stands.
 #[derive(Default)]
-struct FromReader {
+pub struct FromReader {
     /// Each open parenthesis, and whether a FROM list goes on around it.
     outer: Vec<(usize, bool)>,
     /// Inside a FROM list at this depth: behind a comma comes a relation.
@@ -242,7 +242,8 @@ struct FromReader {
 }
 
 impl FromReader {
-    fn is_relation(&mut self, words: Words<'_>, at: usize) -> bool {
+    /// Whether the token at `at`, the next one, stands where a relation's name does.
+    pub fn is_relation(&mut self, words: Words<'_>, at: usize) -> bool {
         let expected = std::mem::take(&mut self.expects);
         match words.kind(at) {
             Some(TokenKind::Open) => {

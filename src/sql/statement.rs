@@ -227,6 +227,9 @@ pub struct Effects {
     pub uses_sequence_state: bool,
     /// Runs code that is not known.
     pub touches_unknown_code: bool,
+    /// Takes values of a sequence, by `nextval` or a column's default, so that `currval` and `lastval`
+    /// may be asked for later. No reason for a probe.
+    pub draws_sequence: bool,
 }
 
 impl Effects {
@@ -236,6 +239,7 @@ impl Effects {
         may_pin: true,
         uses_sequence_state: true,
         touches_unknown_code: true,
+        draws_sequence: true,
     };
 
     /// Either's effects.
@@ -246,6 +250,7 @@ impl Effects {
             may_pin: self.may_pin || other.may_pin,
             uses_sequence_state: self.uses_sequence_state || other.uses_sequence_state,
             touches_unknown_code: self.touches_unknown_code || other.touches_unknown_code,
+            draws_sequence: self.draws_sequence || other.draws_sequence,
         }
     }
 
@@ -330,15 +335,23 @@ impl StatementFacts {
             self.kind,
             Kind::Explain { analyze: false } | Kind::Prepare(_) | Kind::Show(_)
         );
-        let hidden = runs && self.names.effects_unknown(catalog);
-        self.named_effects.or(if hidden {
+        if !runs {
+            return self.named_effects;
+        }
+        let writes = !matches!(self.kind, Kind::Query);
+        let draws = Effects {
+            draws_sequence: writes && self.names.draws_sequence(catalog),
+            ..Effects::default()
+        };
+        let hidden = if self.names.effects_unknown(catalog) {
             Effects {
                 uses_sequence_state: false,
                 ..Effects::ALL
             }
         } else {
             Effects::default()
-        })
+        };
+        self.named_effects.or(draws).or(hidden)
     }
 
     /// Where it may run.
