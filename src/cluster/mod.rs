@@ -1,3 +1,9 @@
 //! The steward: what the nodes are doing, and one lock-free view of it for everyone.
 
+pub mod alike;
+pub mod bring_up;
+pub mod follower;
+pub mod replicator;
 pub mod service;
+pub mod steward;
+pub mod view;

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use super::unit::{Change, Changes, SpillWriter, Unit};
 use crate::ids::{Epoch, Lsn, SYNAPSEDB, UnitId};
 use crate::wire::error::WireError;
-use crate::wire::pgoutput::{self, Message, Relation};
+use crate::wire::pgoutput::{self, Commit, Decoder, Message, Relation};
 
 /// The stream can't be understood.
 #[derive(Debug, thiserror::Error)]
@@ -48,14 +48,10 @@ struct Open {
     has_ddl: bool,
 }
 
-/// What one message does to rows, and to which tables.
-struct Rows {
-    change: Change,
-}
-
 /// One stream's assembler.
 #[derive(Debug)]
 pub struct Assembler {
+    decoder: Decoder,
     term: Epoch,
     spill_directory: PathBuf,
     tables: BTreeMap<u32, Arc<Relation>>,
@@ -70,6 +66,7 @@ impl Assembler {
     /// For units of `term`; large transactions go to files in `spill_directory`.
     pub fn new(term: Epoch, spill_directory: PathBuf) -> Self {
         Self {
+            decoder: Decoder::new(),
             term,
             spill_directory,
             tables: BTreeMap::new(),
@@ -86,22 +83,21 @@ impl Assembler {
 
     /// Takes the payload of one `XLogData` message.
     pub fn take(&mut self, payload: &Bytes) -> Result<Option<Assembled>, AssembleError> {
-        if let Some(top) = self.block {
-            return self.take_streamed(top, payload);
-        }
-        match pgoutput::decode(payload.clone())? {
+        match self.decoder.decode(payload)? {
             Message::Begin { xid, .. } => {
-                let open = Open { xid: xid.0, ..Open::default() };
+                let open = Open {
+                    xid: xid.0,
+                    ..Open::default()
+                };
                 if self.open.replace(open).is_some() {
                     return Err(AssembleError::Order("begin inside a transaction"));
                 }
             }
-            Message::Commit { commit, end, time } => {
+            Message::Commit(commit) => {
                 let open = self.open.take();
                 let open = open.ok_or(AssembleError::Order("commit without begin"))?;
-                return Ok(Some(self.close(open, commit, end, time)));
+                return Ok(Some(self.close(open, commit)));
             }
-            Message::Relation(relation) => self.define(relation),
             Message::StreamStart { xid, .. } => {
                 if !self.streamed.contains_key(&xid.0) {
                     let spill = SpillWriter::create(&self.spill_directory)?;
@@ -109,24 +105,21 @@ impl Assembler {
                 }
                 self.block = Some(xid.0);
             }
-            Message::StreamCommit { xid, commit, end, time } => {
+            Message::StreamStop => self.block = None,
+            Message::StreamCommit { xid, commit } => {
                 let spill = self.streamed.remove(&xid.0);
                 let spill = spill.ok_or(AssembleError::Order("commit of an unknown stream"))?;
-                return self.close_streamed(spill, xid.0, commit, end, time).map(Some);
+                return self.close_streamed(spill, xid.0, commit).map(Some);
             }
             Message::StreamAbort { xid, subxid } => self.abort(xid.0, subxid.0),
-            Message::StreamStop => return Err(AssembleError::Order("stream stop outside a stream")),
-            other => self.row(other)?,
+            Message::Change { xid, change } => match (xid, self.block) {
+                (Some(xid), Some(top)) => self.streamed_change(top, xid.0, change, payload)?,
+                _ => self.change(change, payload.len())?,
+            },
+            // Transactions that came from elsewhere are not asked for (`origin 'none'`).
+            Message::Origin { .. } => {}
         }
         Ok(None)
-    }
-
-    fn define(&mut self, relation: Relation) {
-        let id = relation.id;
-        // The same description keeps its address, by which the appliers know the table.
-        if self.tables.get(&id).is_none_or(|known| **known != relation) {
-            self.tables.insert(id, Arc::new(relation));
-        }
     }
 
     fn abort(&mut self, xid: u32, subxid: u32) {
@@ -137,144 +130,151 @@ impl Assembler {
         }
     }
 
-    fn row(&mut self, message: Message) -> Result<(), AssembleError> {
-        let bytes = match &message {
-            Message::Insert { new, .. } => new.raw().len(),
-            Message::Update { old, new, .. } => new.raw().len() + old.as_ref().map_or(0, |o| o.raw().len()),
-            Message::Delete { old, .. } => old.raw().len(),
-            _ => 0,
-        };
+    fn change(&mut self, message: pgoutput::Change, bytes: usize) -> Result<(), AssembleError> {
+        if let pgoutput::Change::Relation(relation) = message {
+            let table = same_or_new(self.tables.get(&relation.oid), relation);
+            self.tables.insert(table.oid, table);
+            return Ok(());
+        }
         let tables = &self.tables;
-        let Some(Rows { change }) = rows(message, |id| tables.get(&id).cloned())? else {
+        let Some(change) = row_change(message, |oid| tables.get(&oid).cloned())? else {
             return Ok(());
         };
         let open = self.open.as_mut();
         let open = open.ok_or(AssembleError::Order("a row outside a transaction"))?;
-        open.has_ddl |= is_ddl(&change);
+        open.has_ddl |= change.is_ddl();
         open.bytes += bytes + std::mem::size_of::<Change>();
         open.changes.push(change);
         Ok(())
     }
 
-    fn close(&self, open: Open, commit: Lsn, end: Lsn, time: i64) -> Assembled {
+    fn close(&self, open: Open, commit: Commit) -> Assembled {
         if open.changes.is_empty() {
-            return Assembled::Nothing(end);
+            return Assembled::Nothing(commit.end_lsn);
         }
-        Assembled::Unit(Unit {
-            id: UnitId { epoch: self.term, lsn: end },
-            commit,
-            xid: open.xid,
-            committed_at: time,
-            has_ddl: open.has_ddl,
-            bytes: open.bytes,
-            changes: Changes::Memory(open.changes),
-        })
+        let changes = Changes::Memory(open.changes);
+        Assembled::Unit(self.unit(open.xid, commit, open.has_ddl, open.bytes, changes))
     }
 
-    fn take_streamed(&mut self, top: u32, payload: &Bytes) -> Result<Option<Assembled>, AssembleError> {
-        let (subxid, message) = pgoutput::split_streamed(payload)?;
+    fn unit(
+        &self,
+        xid: u32,
+        commit: Commit,
+        has_ddl: bool,
+        bytes: usize,
+        changes: Changes,
+    ) -> Unit {
+        Unit {
+            id: UnitId {
+                epoch: self.term,
+                lsn: commit.end_lsn,
+            },
+            commit: commit.commit_lsn,
+            xid,
+            committed_at: commit.commit_time,
+            has_ddl,
+            bytes,
+            changes,
+        }
+    }
+
+    /// A change of a transaction that still runs goes to its file, and so do the descriptions of its
+    /// tables, which hold for it alone until it commits.
+    fn streamed_change(
+        &mut self,
+        top: u32,
+        xid: u32,
+        message: pgoutput::Change,
+        payload: &Bytes,
+    ) -> Result<(), AssembleError> {
         let spill = self.streamed.get_mut(&top);
         let spill = spill.ok_or(AssembleError::Order("a block of an unknown stream"))?;
-        match message.first() {
-            Some(b'E') => {
-                self.block = None;
-                return Ok(None);
-            }
-            Some(b'R') => {
-                if let Message::Relation(relation) = pgoutput::decode(message)? {
-                    let known = self.tables.get(&relation.id).filter(|known| ***known == relation);
-                    let table = known.cloned().unwrap_or_else(|| Arc::new(relation));
-                    spill.define(table.id, table);
-                }
-                return Ok(None);
-            }
-            _ => {}
+        if let pgoutput::Change::Relation(relation) = message {
+            let known = spill
+                .defined(relation.oid)
+                .or_else(|| self.tables.get(&relation.oid));
+            let table = same_or_new(known, relation);
+            spill.define(table.oid, table);
+            return Ok(());
         }
-        let kept = |id: u32| spill.defined(id).or_else(|| self.tables.get(&id)).cloned();
-        let Some(Rows { change }) = rows(pgoutput::decode(message.clone())?, kept)? else {
-            return Ok(None);
+        let known = |oid: u32| {
+            spill
+                .defined(oid)
+                .or_else(|| self.tables.get(&oid))
+                .cloned()
         };
-        let tables: Vec<Arc<Relation>> = match &change {
-            Change::Insert { table, .. } | Change::Update { table, .. } | Change::Delete { table, .. } => {
-                vec![Arc::clone(table)]
-            }
-            Change::Truncate { tables } => tables.clone(),
+        let Some(change) = row_change(message, known)? else {
+            return Ok(());
         };
-        for table in &tables {
-            if spill.defined(table.id).is_none() {
-                spill.define(table.id, Arc::clone(table));
+        for table in change.tables() {
+            if spill.defined(table.oid).is_none() {
+                spill.define(table.oid, Arc::clone(table));
             }
         }
-        spill.has_ddl |= is_ddl(&change);
-        let ids: Vec<u32> = tables.iter().map(|table| table.id).collect();
-        spill.write(subxid.0, &ids, &message)?;
-        Ok(None)
+        spill.has_ddl |= change.is_ddl();
+        let oids: Vec<u32> = change.tables().iter().map(|table| table.oid).collect();
+        // The tag, then what follows the transaction's number.
+        let (tag, rest) = (payload.slice(..1), payload.slice(5..));
+        spill.write(xid, &oids, &tag, &rest)?;
+        Ok(())
     }
 
     fn close_streamed(
         &mut self,
         spill: SpillWriter,
         xid: u32,
-        commit: Lsn,
-        end: Lsn,
-        time: i64,
+        commit: Commit,
     ) -> Result<Assembled, AssembleError> {
-        for (id, table) in spill.definitions() {
-            self.tables.insert(id, Arc::clone(table));
+        for (oid, table) in spill.definitions() {
+            self.tables.insert(oid, Arc::clone(table));
         }
         let has_ddl = spill.has_ddl;
         let spill = spill.finish()?;
         if spill.length() == 0 {
-            return Ok(Assembled::Nothing(end));
+            return Ok(Assembled::Nothing(commit.end_lsn));
         }
-        Ok(Assembled::Unit(Unit {
-            id: UnitId { epoch: self.term, lsn: end },
-            commit,
-            xid,
-            committed_at: time,
-            has_ddl,
-            // It is on disk; what an applier reads of it at once is small.
-            bytes: 1024,
-            changes: Changes::Spilled(spill),
-        }))
+        // It is on disk; what an applier holds of it at once is small.
+        let changes = Changes::Spilled(spill);
+        Ok(Assembled::Unit(
+            self.unit(xid, commit, has_ddl, 1024, changes),
+        ))
     }
 }
 
-/// The row change in a message; none for messages that change no replicated row.
-fn rows(
-    message: Message,
+/// The same description keeps its address, by which the appliers know the table.
+fn same_or_new(known: Option<&Arc<Relation>>, relation: Relation) -> Arc<Relation> {
+    match known {
+        Some(known) if **known == relation => Arc::clone(known),
+        _ => Arc::new(relation),
+    }
+}
+
+/// The row change in a message; none for what changes no replicated row.
+fn row_change(
+    message: pgoutput::Change,
     table: impl Fn(u32) -> Option<Arc<Relation>>,
-) -> Result<Option<Rows>, AssembleError> {
-    let known = |id: u32| table(id).ok_or(AssembleError::Order("a row of an unknown table"));
-    let change = match message {
-        Message::Insert { relation, new } => Change::Insert { table: known(relation)?, new },
-        Message::Update { relation, old, new } => Change::Update { table: known(relation)?, old, new },
-        Message::Delete { relation, old } => Change::Delete { table: known(relation)?, old },
-        Message::Truncate { relations, .. } => {
+) -> Result<Option<Change>, AssembleError> {
+    let known = |oid: u32| table(oid).ok_or(AssembleError::Order("a row of an unknown table"));
+    match message {
+        pgoutput::Change::Truncate { relations, .. } => {
             let tables: Result<Vec<_>, _> = relations.into_iter().map(known).collect();
             let mut tables = tables?;
-            tables.retain(|table| !is_bookkeeping(table));
-            if tables.is_empty() {
-                return Ok(None);
-            }
-            Change::Truncate { tables }
+            tables.retain(|table| table.namespace != SYNAPSEDB);
+            Ok((!tables.is_empty()).then_some(Change::Truncate { tables }))
         }
-        _ => return Ok(None),
-    };
-    let hidden = match &change {
-        Change::Insert { table, .. } | Change::Update { table, .. } | Change::Delete { table, .. } => {
-            is_bookkeeping(table)
+        pgoutput::Change::Insert { relation, .. }
+        | pgoutput::Change::Update { relation, .. }
+        | pgoutput::Change::Delete { relation, .. } => {
+            let table = known(relation)?;
+            let change = Change::of_row(message, table);
+            Ok(change.filter(is_replicated))
         }
-        Change::Truncate { .. } => false,
-    };
-    Ok((!hidden).then_some(Rows { change }))
+        _ => Ok(None),
+    }
 }
 
-/// The proxy's own tables, but for those that are every node's.
-fn is_bookkeeping(table: &Relation) -> bool {
-    table.namespace == SYNAPSEDB && !matches!(table.name.as_str(), "ddl_log" | "conflict_log")
-}
-
-fn is_ddl(change: &Change) -> bool {
-    matches!(change, Change::Insert { table, .. } if table.namespace == SYNAPSEDB && table.name == "ddl_log")
+/// Of the proxy's own tables only `conflict_log` and the new rows of `ddl_log` are every node's.
+fn is_replicated(change: &Change) -> bool {
+    let own = |table: &Arc<Relation>| table.namespace == SYNAPSEDB && table.name != "conflict_log";
+    change.is_ddl() || !change.tables().iter().any(own)
 }

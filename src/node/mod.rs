@@ -1,11 +1,17 @@
 //! Servers: one connection, pools, streams, appliers, control connections.
 
 pub mod admin;
+pub mod apply;
+pub mod assemble;
 pub mod backend;
 pub mod carried;
+pub mod control;
 pub mod keys;
 pub mod pool;
 pub mod pooled;
+pub mod queue;
 pub mod schema;
 pub mod settings;
+pub mod stream;
+pub mod unit;
 pub mod verifiers;

@@ -18,7 +18,7 @@ use super::backend::{Address, Backend, BackendError, Login, server_error};
 use crate::engine::confirm::Report;
 use crate::ids::{Epoch, Lsn};
 use crate::wire::error::WireError;
-use crate::wire::pgoutput::{Replication, StatusUpdate, replication};
+use crate::wire::pgoutput::outer::{CLOCK_BASE_MICROS, Outer, StandbyStatus};
 
 /// Why a stream ended.
 #[derive(Debug, thiserror::Error)]
@@ -83,7 +83,11 @@ impl Stream {
         let mut login = settings.login.clone();
         login.parameters.extend(startup_parameters(settings));
         let mut backend = Backend::connect(&settings.address, &login, settings.timeout).await?;
-        let origin = if settings.version >= 16 { ", origin 'none'" } else { "" };
+        let origin = if settings.version >= 16 {
+            ", origin 'none'"
+        } else {
+            ""
+        };
         let command = format!(
             "START_REPLICATION SLOT \"{}\" LOGICAL 0/0 (proto_version '2', streaming 'on', messages 'true', \
              publication_names 'synapsedb'{origin})",
@@ -151,13 +155,13 @@ impl Stream {
         reports: &watch::Receiver<Report>,
     ) -> Result<(), StreamError> {
         match tag {
-            b'd' => match replication(frame.slice(5..))? {
-                Replication::XLogData { data, .. } => match self.assembler.take(&data)? {
+            b'd' => match Outer::read(&frame.slice(5..))? {
+                Outer::Data { message, .. } => match self.assembler.take(&message)? {
                     Some(Assembled::Unit(unit)) => sink.unit(unit),
                     Some(Assembled::Nothing(end)) => sink.progress(end),
                     None => {}
                 },
-                Replication::Keepalive { end, reply, .. } => {
+                Outer::Keepalive { end, reply, .. } => {
                     sink.progress(end);
                     if reply {
                         let report = *reports.borrow();
@@ -180,7 +184,7 @@ impl Stream {
             return Ok(());
         }
         self.out.clear();
-        let update = StatusUpdate {
+        let update = StandbyStatus {
             write: report.write,
             flush: report.flush,
             apply: report.flush,
@@ -212,15 +216,15 @@ fn startup_parameters(settings: &StreamSettings) -> Vec<(String, String)> {
         ("timezone", "UTC"),
         ("options", options.as_str()),
     ];
-    pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).into()
+    pairs
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into()
 }
 
 /// The clock of a status update (manual, "Standby status update").
 fn microseconds_since_2000() -> i64 {
-    const SECONDS_1970_TO_2000: u64 = 946_684_800;
     let since_1970 = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
-    let since_2000 = since_1970.saturating_sub(Duration::from_secs(SECONDS_1970_TO_2000));
-    i64::try_from(since_2000.as_micros()).unwrap_or(i64::MAX)
+    i64::try_from(since_1970.as_micros()).unwrap_or(i64::MAX) - CLOCK_BASE_MICROS
 }

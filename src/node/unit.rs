@@ -13,8 +13,9 @@ use std::sync::Arc;
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use crate::ids::{Lsn, UnitId};
-use crate::wire::pgoutput::{self, Relation, Tuple};
+use crate::ids::{Lsn, SYNAPSEDB, UnitId};
+use crate::wire::pgoutput::tuple::Tuple;
+use crate::wire::pgoutput::{self, Decoder, Message, Old, Relation};
 
 /// A row change or a marker, in the order in which the writer made it.
 #[derive(Clone, Debug)]
@@ -47,6 +48,49 @@ pub enum Change {
         /// All of them, the ones reached by CASCADE included.
         tables: Vec<Arc<Relation>>,
     },
+}
+
+impl Change {
+    /// A change of one row of `table`, from its message; none for messages about anything else.
+    pub fn of_row(message: pgoutput::Change, table: Arc<Relation>) -> Option<Self> {
+        let kept = |old: Old| match old {
+            Old::Absent => None,
+            Old::Key(row) | Old::Row(row) => Some(row),
+        };
+        match message {
+            pgoutput::Change::Insert { new, .. } => Some(Self::Insert { table, new }),
+            pgoutput::Change::Update { old, new, .. } => Some(Self::Update {
+                table,
+                old: kept(old),
+                new,
+            }),
+            pgoutput::Change::Delete { old, .. } => Some(Self::Delete {
+                table,
+                old: kept(old)?,
+            }),
+            _ => None,
+        }
+    }
+
+    /// The tables it is about.
+    pub fn tables(&self) -> &[Arc<Relation>] {
+        match self {
+            Self::Insert { table, .. }
+            | Self::Update { table, .. }
+            | Self::Delete { table, .. } => std::slice::from_ref(table),
+            Self::Truncate { tables } => tables,
+        }
+    }
+
+    /// Whether it is a DDL command: a new row of `ddl_log`.
+    pub fn is_ddl(&self) -> bool {
+        matches!(self, Self::Insert { table, .. } if is_ddl_log(table))
+    }
+}
+
+/// The table whose rows are DDL commands.
+pub fn is_ddl_log(table: &Relation) -> bool {
+    table.namespace == SYNAPSEDB && table.name == "ddl_log"
 }
 
 /// One committed transaction.
@@ -149,19 +193,28 @@ impl SpillWriter {
         self.known.iter().filter_map(table)
     }
 
-    /// Adds a message about the given tables.
-    pub fn write(&mut self, subxid: u32, tables: &[u32], message: &[u8]) -> io::Result<()> {
+    /// Adds a message about the given tables: its tag, and what follows the transaction's number.
+    pub fn write(
+        &mut self,
+        subxid: u32,
+        tables: &[u32],
+        tag: &[u8],
+        rest: &[u8],
+    ) -> io::Result<()> {
+        let length = tag.len() + rest.len();
         #[expect(clippy::cast_possible_truncation, reason = "no message is over 1 GiB")]
-        let words = [message.len() as u32, subxid, tables.len() as u32];
+        let words = [length as u32, subxid, tables.len() as u32];
         for word in words {
             self.file.write_all(&word.to_be_bytes())?;
         }
         for id in tables {
             let at = self.known.get(id).copied().unwrap_or(usize::MAX);
-            self.file.write_all(&u32::try_from(at).unwrap_or(u32::MAX).to_be_bytes())?;
+            self.file
+                .write_all(&u32::try_from(at).unwrap_or(u32::MAX).to_be_bytes())?;
         }
-        self.file.write_all(message)?;
-        self.length += (12 + 4 * tables.len() + message.len()) as u64;
+        self.file.write_all(tag)?;
+        self.file.write_all(rest)?;
+        self.length += (12 + 4 * tables.len() + length) as u64;
         Ok(())
     }
 
@@ -172,7 +225,10 @@ impl SpillWriter {
 
     /// No more changes come.
     pub fn finish(self) -> io::Result<Spill> {
-        let file = self.file.into_inner().map_err(io::IntoInnerError::into_error)?;
+        let file = self
+            .file
+            .into_inner()
+            .map_err(io::IntoInnerError::into_error)?;
         Ok(Spill {
             file,
             length: self.length,
@@ -208,7 +264,7 @@ impl SpillReader<'_> {
             let tables: Vec<u32> = (0..count).map(|_| self.word()).collect();
             let message = self.buffer.split_to(length as usize).freeze();
             if !self.spill.aborted.contains(&subxid) {
-                return self.decode(message, &tables).map(Some);
+                return self.decode(&message, &tables).map(Some);
             }
         }
     }
@@ -223,28 +279,42 @@ impl SpillReader<'_> {
             let start = self.buffer.len();
             let want = READ_BYTES.max(need - start);
             self.buffer.resize(start + want, 0);
-            let got = self.spill.file.read_at(&mut self.buffer[start..], self.at)?;
+            let got = self
+                .spill
+                .file
+                .read_at(&mut self.buffer[start..], self.at)?;
             self.buffer.truncate(start + got);
             self.at += got as u64;
             if got == 0 {
-                return if start == 0 { Ok(false) } else { Err(damaged()) };
+                return if start == 0 {
+                    Ok(false)
+                } else {
+                    Err(damaged())
+                };
             }
         }
         Ok(true)
     }
 
-    fn decode(&self, message: Bytes, tables: &[u32]) -> io::Result<Change> {
-        let table = |at: &u32| self.spill.relations.get(*at as usize).cloned().ok_or_else(damaged);
+    fn decode(&self, message: &Bytes, tables: &[u32]) -> io::Result<Change> {
+        let table = |at: &u32| {
+            self.spill
+                .relations
+                .get(*at as usize)
+                .cloned()
+                .ok_or_else(damaged)
+        };
         let first = || tables.first().ok_or_else(damaged).and_then(table);
-        match pgoutput::decode(message).map_err(|_| damaged())? {
-            pgoutput::Message::Insert { new, .. } => Ok(Change::Insert { table: first()?, new }),
-            pgoutput::Message::Update { old, new, .. } => Ok(Change::Update { table: first()?, old, new }),
-            pgoutput::Message::Delete { old, .. } => Ok(Change::Delete { table: first()?, old }),
-            pgoutput::Message::Truncate { .. } => {
+        let message = Decoder::new().decode(message).map_err(|_| damaged())?;
+        let Message::Change { change, .. } = message else {
+            return Err(damaged());
+        };
+        match change {
+            pgoutput::Change::Truncate { .. } => {
                 let tables = tables.iter().map(table).collect::<io::Result<_>>()?;
                 Ok(Change::Truncate { tables })
             }
-            _ => Err(damaged()),
+            other => Change::of_row(other, first()?).ok_or_else(damaged),
         }
     }
 }

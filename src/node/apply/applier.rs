@@ -12,10 +12,12 @@ use super::ddl::{self, DdlError, DdlRow};
 use super::facts::{TABLE_FACTS, TableFacts};
 use super::pipeline::{Pipeline, PipelineError, Value};
 use super::sql::{self, PlanError, RowSql, Source};
-use crate::ids::{Epoch, Lsn, SYNAPSEDB, UnitId, origin_name};
+use crate::ids::{Epoch, Lsn, UnitId, origin_name};
 use crate::node::backend::{Address, Backend, BackendError, Login};
-use crate::node::unit::{Change, Changes, Unit};
-use crate::wire::pgoutput::{Column, Relation, Tuple};
+use crate::node::control::secret_hash;
+use crate::node::unit::{Change, Changes, Unit, is_ddl_log};
+use crate::wire::pgoutput::Relation;
+use crate::wire::pgoutput::tuple::{Tuple, Value as Datum};
 
 /// From this many inserts into one table in a row, COPY is used (rule 10).
 const COPY_RUN: usize = 4;
@@ -49,7 +51,8 @@ impl ApplyError {
     /// Whether the node itself may be well and a new connection may go on where this one ended:
     /// the socket broke, the server is starting or ending, the transaction lost a deadlock.
     pub fn is_passing(&self) -> bool {
-        let (Self::Pipeline(PipelineError::Failed { error, .. }) | Self::Backend(error)) = self else {
+        let (Self::Pipeline(PipelineError::Failed { error, .. }) | Self::Backend(error)) = self
+        else {
             return false;
         };
         match error {
@@ -58,9 +61,10 @@ impl ApplyError {
                 let code = fields.code();
                 code.starts_with("57P")
                     || code.starts_with("08")
-                    || matches!(code, "40P01" | "40001" | "57014" | "55006" | "53300" | "55P03")
+                    || code.starts_with("53")
+                    || matches!(code, "40P01" | "40001" | "57014" | "55006" | "55P03")
             }
-            BackendError::Protocol(_) | BackendError::Authentication(_) => false,
+            _ => false,
         }
     }
 }
@@ -74,6 +78,8 @@ pub struct ApplierSettings {
     pub login: Login,
     /// The writer's term.
     pub term: Epoch,
+    /// The superuser's name, whose runner the schema holds.
+    pub superuser: String,
     /// Opens the superuser's runner on this node (rule 11: known to nobody but this process).
     pub runner_secret: String,
     /// For connecting.
@@ -89,7 +95,7 @@ struct Prepared {
 #[derive(Debug)]
 struct Table {
     /// Kept so that the address, which is the key, stays taken.
-    relation: Arc<Relation>,
+    _relation: Arc<Relation>,
     facts: TableFacts,
     insert: Option<Arc<Prepared>>,
     copy: Option<Arc<Prepared>>,
@@ -103,9 +109,16 @@ struct Table {
 pub struct Applier {
     pipeline: Pipeline,
     tables: HashMap<usize, Table>,
-    /// The table found last: runs of changes mostly stay in one.
+    /// Counts the statements prepared, for their names.
     names: u64,
-    runner_secret: String,
+    /// The unit's last logged client text, for rows that do not repeat it.
+    query: Option<String>,
+    /// By role: the quoted name of its runner.
+    runners: HashMap<String, String>,
+    /// Foreign code has run on this connection since its statements were prepared.
+    distrust: bool,
+    superuser: String,
+    secret: String,
     search_path: String,
 }
 
@@ -115,12 +128,15 @@ impl Applier {
     /// The origin admits one process at a time, so a stale applier (of a proxy that was killed) makes
     /// this fail with 55006 until it is gone.
     pub async fn start(settings: &ApplierSettings) -> Result<(Self, Lsn), ApplyError> {
-        let mut backend = Backend::connect(&settings.address, &settings.login, settings.timeout).await?;
+        let mut backend =
+            Backend::connect(&settings.address, &settings.login, settings.timeout).await?;
         backend.query(SESSION).await?;
         let origin = origin_name(settings.term, &settings.login.database);
         let quoted = quote_literal(&origin);
         backend
-            .query(&format!("select pg_catalog.pg_replication_origin_session_setup({quoted})"))
+            .query(&format!(
+                "select pg_catalog.pg_replication_origin_session_setup({quoted})"
+            ))
             .await?;
         let rows = backend
             .query("select pg_catalog.pg_replication_origin_session_progress(true), pg_catalog.current_setting('search_path')")
@@ -136,7 +152,11 @@ impl Applier {
             pipeline,
             tables: HashMap::new(),
             names: 0,
-            runner_secret: settings.runner_secret.clone(),
+            query: None,
+            runners: HashMap::new(),
+            distrust: false,
+            superuser: settings.superuser.clone(),
+            secret: settings.runner_secret.clone(),
             search_path: text(1).unwrap_or_default(),
         };
         Ok((applier, place))
@@ -178,19 +198,23 @@ impl Applier {
     fn begin_unit(&mut self, id: UnitId) {
         self.pipeline.note(|| format!("unit {id}"));
         let mark = id.to_string();
-        self.pipeline
-            .execute("mark", [Some(mark.as_bytes())].into_iter(), false);
+        self.own("mark", [Some(mark.as_bytes())].into_iter());
+        self.query = None;
     }
 
     async fn end(&mut self, last: &Unit) -> Result<(), ApplyError> {
         let lsn = last.id.lsn.to_string();
         let time = last.committed_at.to_string();
         let values: [Value<'_>; 2] = [Some(lsn.as_bytes()), Some(time.as_bytes())];
-        self.pipeline.execute("place", values.into_iter(), false);
+        self.own("place", values.into_iter());
         self.pipeline.commit().await?;
-        if last.has_ddl {
-            // Names and types may mean something else now.
+        if self.distrust {
+            for (name, text) in STATEMENTS {
+                self.pipeline.close(name);
+                self.pipeline.prepare(name, text);
+            }
             self.forget();
+            self.distrust = false;
         }
         Ok(())
     }
@@ -246,11 +270,17 @@ impl Applier {
                 Some(relation.namespace.as_bytes()),
                 Some(relation.name.as_bytes()),
             ];
-            let rows = self.pipeline.query("facts", names.into_iter()).await?;
-            let facts = TableFacts::from_rows(&rows)
-                .ok_or_else(|| ApplyError::NoTable(format!("{}.{}", relation.namespace, relation.name)))?;
+            let rows = if self.distrust {
+                self.pipeline.prepare("", TABLE_FACTS);
+                self.pipeline.query("", names.into_iter()).await?
+            } else {
+                self.pipeline.query("facts", names.into_iter()).await?
+            };
+            let facts = TableFacts::from_rows(&rows).ok_or_else(|| {
+                ApplyError::NoTable(format!("{}.{}", relation.namespace, relation.name))
+            })?;
             let table = Table {
-                relation: Arc::clone(relation),
+                _relation: Arc::clone(relation),
                 facts,
                 insert: None,
                 copy: None,
@@ -292,7 +322,12 @@ impl Applier {
         Ok(())
     }
 
-    async fn update(&mut self, relation: &Arc<Relation>, old: Option<&Tuple>, new: &Tuple) -> Result<(), ApplyError> {
+    async fn update(
+        &mut self,
+        relation: &Arc<Relation>,
+        old: Option<&Tuple>,
+        new: &Tuple,
+    ) -> Result<(), ApplyError> {
         let table = self.table(relation).await?;
         if table.facts.user_code {
             return match sql::update(&table.facts, relation, old, new)? {
@@ -300,14 +335,17 @@ impl Applier {
                 None => Ok(()),
             };
         }
-        let shape: Vec<bool> = new.iter().map(|c| !matches!(c, Column::Unchanged)).collect();
+        let shape: Vec<bool> = new.iter().map(|c| !matches!(c, Datum::Unchanged)).collect();
         let key = (shape, old.is_some());
         let prepared = if let Some(prepared) = table.updates.get(&key) {
             prepared.clone()
         } else {
             let row = sql::update(&table.facts, relation, old, new)?;
             let prepared = row.map(|row| Self::prepare(&mut self.pipeline, &mut self.names, row));
-            self.table(relation).await?.updates.insert(key, prepared.clone());
+            self.table(relation)
+                .await?
+                .updates
+                .insert(key, prepared.clone());
             prepared
         };
         if let Some(prepared) = prepared {
@@ -332,9 +370,12 @@ impl Applier {
 
     /// One execution of a prepared statement that changes exactly one row.
     fn row(&mut self, prepared: &Prepared, old: Option<&Tuple>, new: &Tuple) {
-        let new: Vec<Column<'_>> = new.iter().collect();
-        let old: Vec<Column<'_>> = old.map(|old| old.iter().collect()).unwrap_or_default();
-        let values = prepared.parameters.iter().map(|source| value(source, &old, &new));
+        let new: Vec<Datum<'_>> = new.iter().collect();
+        let old: Vec<Datum<'_>> = old.map(|old| old.iter().collect()).unwrap_or_default();
+        let values = prepared
+            .parameters
+            .iter()
+            .map(|source| value(source, &old, &new));
         self.pipeline.execute(&prepared.name, values, true);
     }
 
@@ -354,7 +395,8 @@ impl Applier {
             self.table(relation).await?.copy = Some(Arc::clone(&prepared));
             prepared
         };
-        self.pipeline.execute(&prepared.name, std::iter::empty(), false);
+        self.pipeline
+            .execute(&prepared.name, std::iter::empty(), false);
         let mut lines = Vec::with_capacity(COPY_CHUNK_BYTES + 1024);
         for change in run {
             if let Change::Insert { new, .. } = change {
@@ -378,8 +420,8 @@ impl Applier {
             names.push(self.table(relation).await?.facts.name.clone());
         }
         let command = format!("truncate only {}", names.join(", "));
-        self.as_superuser(&command);
-        Ok(())
+        let superuser = self.superuser.clone();
+        self.run_by(&superuser, &command, "{}").await
     }
 
     /// Writes one row as the table's owner, so that code in its constraints has no more rights than there.
@@ -393,44 +435,102 @@ impl Applier {
         let owner = self.table(relation).await?.facts.owner.clone();
         let command = ddl::with_literals(row, old.unwrap_or(new), new);
         let settings = serde_json::json!({ "search_path": self.search_path }).to_string();
-        self.as_role(&owner, &command, &settings);
+        self.as_role(&owner, &command, &settings).await?;
+        self.forget();
         Ok(())
     }
 
     async fn ddl(&mut self, unit: &Unit, row: &DdlRow) -> Result<(), ApplyError> {
-        let Some(command) = ddl::command(unit, row)? else {
+        if row.query.is_some() && !row.nested {
+            self.query.clone_from(&row.query);
+        }
+        let Some(command) = ddl::command(unit, row, self.query.as_deref())? else {
             return Ok(());
         };
-        self.pipeline.note(|| format!("unit {}: {}", unit.id, ddl::first_line(&command)));
-        self.as_role(&row.role, &command, &row.settings);
+        self.pipeline
+            .note(|| format!("unit {}: {}", unit.id, ddl::first_line(&command)));
+        self.as_role(&row.role, &command, &row.settings).await?;
         // What the pipeline knows of tables may be wrong from here on.
         self.forget();
         Ok(())
     }
 
-    fn as_superuser(&mut self, command: &str) {
-        let values: [Value<'_>; 3] = [
-            Some(self.runner_secret.as_bytes()),
-            Some(command.as_bytes()),
-            Some(b"{}"),
-        ];
-        self.pipeline.execute("run", values.into_iter(), false);
+    /// Runs a command inside a SECURITY DEFINER function owned by `role`. The function is made by the
+    /// superuser's own and exists only as long, so that nothing keeps the role from being dropped.
+    async fn as_role(
+        &mut self,
+        role: &str,
+        command: &str,
+        settings: &str,
+    ) -> Result<(), ApplyError> {
+        if role == self.superuser {
+            return self.run_by(role, command, settings).await;
+        }
+        let hash = secret_hash(&self.secret);
+        let quoted = quote_literal(role);
+        let make = format!("select synapsedb.make_runner({quoted}, '{hash}')");
+        let superuser = self.superuser.clone();
+        self.run_by(&superuser, &make, "{}").await?;
+        self.run_by(role, command, settings).await?;
+        let drop = format!("select synapsedb.drop_runners({quoted})");
+        self.run_by(&superuser, &drop, "{}").await
     }
 
-    /// Runs a command inside a SECURITY DEFINER function owned by `role`, which exists only as long.
-    fn as_role(&mut self, role: &str, command: &str, settings: &str) {
-        let values: [Value<'_>; 4] = [
-            Some(self.runner_secret.as_bytes()),
-            Some(role.as_bytes()),
+    /// Calls a runner. Parsed anew each time: code that a row or a command set off could have replaced
+    /// any named statement by one that reads the secret (the contract stands in `schema/roles.sql`).
+    async fn run_by(
+        &mut self,
+        role: &str,
+        command: &str,
+        settings: &str,
+    ) -> Result<(), ApplyError> {
+        self.distrust = true;
+        let runner = self.runner(role).await?;
+        self.pipeline.prepare("", HIDE_PARAMETERS);
+        self.pipeline.execute("", std::iter::empty(), false);
+        let call = format!(
+            "select {runner}($1::pg_catalog.text, $2::pg_catalog.text, $3::pg_catalog.jsonb)"
+        );
+        self.pipeline.prepare("", &call);
+        let values: [Value<'_>; 3] = [
+            Some(self.secret.as_bytes()),
             Some(command.as_bytes()),
             Some(settings.as_bytes()),
         ];
-        self.pipeline.execute("run_as", values.into_iter(), false);
+        self.pipeline.execute("", values.into_iter(), false);
+        Ok(())
     }
-}
 
-fn is_ddl_log(table: &Relation) -> bool {
-    table.namespace == SYNAPSEDB && table.name == "ddl_log"
+    /// The quoted name of a role's runner.
+    async fn runner(&mut self, role: &str) -> Result<String, ApplyError> {
+        if let Some(name) = self.runners.get(role) {
+            return Ok(name.clone());
+        }
+        self.pipeline.prepare("", RUNNER_NAME);
+        let values: [Value<'_>; 1] = [Some(role.as_bytes())];
+        let rows = self.pipeline.query("", values.into_iter()).await?;
+        let name = rows
+            .into_iter()
+            .next()
+            .and_then(|row| row.into_iter().next().flatten());
+        let name = name.unwrap_or_default();
+        self.runners.insert(role.to_owned(), name.clone());
+        Ok(name)
+    }
+
+    /// Executes one of [`STATEMENTS`], parsed anew where foreign code has run since they were prepared.
+    fn own<'a>(&mut self, name: &str, parameters: impl ExactSizeIterator<Item = Value<'a>>) {
+        let text = STATEMENTS
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map_or("", |(_, text)| text);
+        if self.distrust {
+            self.pipeline.prepare("", text);
+            self.pipeline.execute("", parameters, false);
+        } else {
+            self.pipeline.execute(name, parameters, false);
+        }
+    }
 }
 
 fn run_of_inserts(table: &Arc<Relation>, changes: &[Change]) -> usize {
@@ -438,13 +538,13 @@ fn run_of_inserts(table: &Arc<Relation>, changes: &[Change]) -> usize {
     changes.iter().take_while(same).count()
 }
 
-fn value<'a>(source: &Source, old: &[Column<'a>], new: &[Column<'a>]) -> Value<'a> {
+fn value<'a>(source: &Source, old: &[Datum<'a>], new: &[Datum<'a>]) -> Value<'a> {
     let column = match *source {
         Source::New(at) => new.get(at),
         Source::Old(at) => old.get(at),
     };
     match column {
-        Some(Column::Text(text)) => Some(text),
+        Some(Datum::Text(text)) => Some(text),
         _ => None,
     }
 }
@@ -464,8 +564,15 @@ set default_transaction_deferrable = off; set transform_null_equals = off; set a
 set statement_timeout = 0; set lock_timeout = 0; set idle_in_transaction_session_timeout = 0; set idle_session_timeout = 0;
 set client_min_messages = 'error'; set plan_cache_mode = 'force_generic_plan'; set jit = off";
 
+/// Kept out of error contexts, which foreign code could read.
+const HIDE_PARAMETERS: &str =
+    "select pg_catalog.set_config('log_parameter_max_length_on_error', '0', false)";
+
+/// How the schema calls a role's runner.
+const RUNNER_NAME: &str = "select 'synapsedb.' operator(pg_catalog.||) pg_catalog.quote_ident(synapsedb.runner_name($1::pg_catalog.name)::pg_catalog.text)";
+
 /// Prepared once per connection.
-const STATEMENTS: [(&str, &str); 5] = [
+const STATEMENTS: [(&str, &str); 3] = [
     (
         "mark",
         "select pg_catalog.pg_logical_emit_message(true, 'synapsedb', $1::pg_catalog.text)",
@@ -477,12 +584,4 @@ const STATEMENTS: [(&str, &str); 5] = [
          ($2::pg_catalog.int8 operator(pg_catalog.*) '1 microsecond'::pg_catalog.interval))",
     ),
     ("facts", TABLE_FACTS),
-    (
-        "run",
-        "select synapsedb.run_as_superuser($1::pg_catalog.text, $2::pg_catalog.text, $3::pg_catalog.jsonb)",
-    ),
-    (
-        "run_as",
-        "select synapsedb.run_as($1::pg_catalog.text, $2::pg_catalog.text, $3::pg_catalog.text, $4::pg_catalog.jsonb)",
-    ),
 ];

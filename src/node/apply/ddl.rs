@@ -10,7 +10,8 @@ use serde_json::Value;
 use super::sql::{RowSql, Source};
 use crate::node::unit::{Change, Changes, Unit};
 use crate::sql::pieces;
-use crate::wire::pgoutput::{Column, Relation, Tuple};
+use crate::wire::pgoutput::Relation;
+use crate::wire::pgoutput::tuple::{Tuple, Value as Datum};
 
 /// A row of `ddl_log` that can't be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -26,9 +27,6 @@ pub enum DdlError {
         /// The finder's own words.
         why: String,
     },
-    /// A row that another one announces is missing.
-    #[error("the columns of {0} were not logged")]
-    NoColumns(String),
 }
 
 /// One row of `ddl_log`.
@@ -42,8 +40,8 @@ pub struct DdlRow {
     pub ordinal: u32,
     /// Whether the text is that of a statement inside a function.
     pub nested: bool,
-    /// The text it stands in.
-    pub query: String,
+    /// The text it stands in; none where the unit's last such text holds it.
+    pub query: Option<String>,
     /// Settings that change its meaning, as a JSON object.
     pub settings: String,
     /// The command itself, where it is already known.
@@ -55,11 +53,11 @@ pub struct DdlRow {
 impl DdlRow {
     /// Reads the row by its columns' names.
     pub fn from_tuple(table: &Relation, row: &Tuple) -> Result<Self, DdlError> {
-        let columns: Vec<Column<'_>> = row.iter().collect();
+        let columns: Vec<Datum<'_>> = row.iter().collect();
         let text = |name: &'static str| -> Option<String> {
             let at = table.columns.iter().position(|c| c.name == name)?;
             match columns.get(at) {
-                Some(Column::Text(bytes)) => String::from_utf8(bytes.to_vec()).ok(),
+                Some(Datum::Text(bytes)) => String::from_utf8(bytes.to_vec()).ok(),
                 _ => None,
             }
         };
@@ -67,9 +65,11 @@ impl DdlRow {
         Ok(Self {
             role: need("role")?,
             tag: need("tag")?,
-            ordinal: need("ordinal")?.parse().map_err(|_| DdlError::Column("ordinal"))?,
+            ordinal: need("ordinal")?
+                .parse()
+                .map_err(|_| DdlError::Column("ordinal"))?,
             nested: need("nested")? == "t",
-            query: need("query")?,
+            query: text("query"),
             settings: text("settings").unwrap_or_else(|| "{}".to_owned()),
             command: text("command"),
             detail: text("detail").and_then(|json| serde_json::from_str(&json).ok()),
@@ -81,22 +81,30 @@ impl DdlRow {
     }
 }
 
-/// What the follower must run for this row; none where another row does the work.
-pub fn command(unit: &Unit, row: &DdlRow) -> Result<Option<String>, DdlError> {
+/// What the follower must run for this row; none where another row does the work. `text` is the last
+/// client text of the unit, for a row that does not repeat it.
+pub fn command(unit: &Unit, row: &DdlRow, text: Option<&str>) -> Result<Option<String>, DdlError> {
     match row.detail("kind") {
         Some("ctas_columns") => return Ok(None),
-        Some("ctas") => {
-            let token = row.detail("token").unwrap_or_default();
-            let columns = columns_of(unit, token)?;
-            return columns.map(Some).ok_or_else(|| DdlError::NoColumns(token.to_owned()));
-        }
+        Some("ctas") => return columns_of(unit, row.detail("token").unwrap_or_default()),
         _ => {}
     }
     if let Some(command) = &row.command {
         return Ok(Some(pieces::plain_form(command).into_owned()));
     }
-    let conforming = !row.settings.contains("\"standard_conforming_strings\": \"off\"");
-    let piece = pieces::piece(&row.query, row.ordinal, &row.tag, row.nested, conforming);
+    let query = row
+        .query
+        .as_deref()
+        .or(text)
+        .ok_or(DdlError::Column("query"))?;
+    let conforming = !row
+        .settings
+        .contains("\"standard_conforming_strings\": \"off\"");
+    let piece = if row.detail("kind") == Some("sql_function") {
+        pieces::statement(query, row.ordinal, conforming)
+    } else {
+        pieces::piece(query, row.ordinal, &row.tag, row.nested, conforming)
+    };
     let piece = piece.map_err(|why| DdlError::Piece {
         tag: row.tag.clone(),
         why: why.to_string(),
@@ -114,7 +122,8 @@ fn columns_of(unit: &Unit, token: &str) -> Result<Option<String>, DdlError> {
             return Ok(None);
         }
         let row = DdlRow::from_tuple(table, new)?;
-        let found = row.detail("kind") == Some("ctas_columns") && row.detail("token") == Some(token);
+        let found =
+            row.detail("kind") == Some("ctas_columns") && row.detail("token") == Some(token);
         Ok(row.command.filter(|_| found))
     };
     match &unit.changes {
@@ -140,15 +149,18 @@ fn columns_of(unit: &Unit, token: &str) -> Result<Option<String>, DdlError> {
 
 /// A row's statement with its values written into the text, for the runner, which takes no parameters.
 pub fn with_literals(row: &RowSql, old: &Tuple, new: &Tuple) -> String {
-    let old: Vec<Column<'_>> = old.iter().collect();
-    let new: Vec<Column<'_>> = new.iter().collect();
+    let old: Vec<Datum<'_>> = old.iter().collect();
+    let new: Vec<Datum<'_>> = new.iter().collect();
     let mut text = String::with_capacity(row.text.len() + 64);
     let mut rest = row.text.as_str();
     // Names are quoted, so a dollar sign followed by a digit outside quotes is always a parameter.
     let mut quoted = false;
     while let Some(at) = rest.find(['$', '"']) {
         text.push_str(&rest[..at]);
-        let digits = rest[at + 1..].bytes().take_while(u8::is_ascii_digit).count();
+        let digits = rest[at + 1..]
+            .bytes()
+            .take_while(u8::is_ascii_digit)
+            .count();
         if rest.as_bytes()[at] == b'"' || quoted || digits == 0 {
             quoted ^= rest.as_bytes()[at] == b'"';
             text.push_str(&rest[at..=at]);
@@ -162,7 +174,7 @@ pub fn with_literals(row: &RowSql, old: &Tuple, new: &Tuple) -> String {
             None => None,
         };
         match column {
-            Some(Column::Text(value)) => {
+            Some(Datum::Text(value)) => {
                 text.push('\'');
                 text.push_str(&String::from_utf8_lossy(value).replace('\'', "''"));
                 text.push('\'');
@@ -177,5 +189,12 @@ pub fn with_literals(row: &RowSql, old: &Tuple, new: &Tuple) -> String {
 
 /// For a log line: the beginning of a command, without its literals' length getting in the way.
 pub fn first_line(command: &str) -> String {
-    command.trim().lines().next().unwrap_or_default().chars().take(120).collect()
+    command
+        .trim()
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .chars()
+        .take(120)
+        .collect()
 }

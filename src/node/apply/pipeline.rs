@@ -88,13 +88,29 @@ impl Pipeline {
         });
     }
 
+    /// Adds a `Close` of a named statement; one that is not there is no error.
+    pub fn close(&mut self, name: &str) {
+        self.message(b'C', |out| {
+            out.put_u8(b'S');
+            cstring(out, name);
+        });
+    }
+
     /// Adds `Bind` (all parameters as text) and `Execute`.
-    pub fn execute<'a>(&mut self, name: &str, parameters: impl ExactSizeIterator<Item = Value<'a>>, one_row: bool) {
+    pub fn execute<'a>(
+        &mut self,
+        name: &str,
+        parameters: impl ExactSizeIterator<Item = Value<'a>>,
+        one_row: bool,
+    ) {
         self.message(b'B', |out| {
             cstring(out, "");
             cstring(out, name);
             out.put_u16(0);
-            #[expect(clippy::cast_possible_truncation, reason = "a table has at most 1,600 columns")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "a table has at most 1,600 columns"
+            )]
             out.put_u16(parameters.len() as u16);
             for value in parameters {
                 put_value(out, value);
@@ -220,7 +236,10 @@ impl Pipeline {
     }
 
     fn failed(&self, error: BackendError) -> PipelineError {
-        let note = self.expected.front().map_or(self.notes.len() - 1, |e| e.note);
+        let note = self
+            .expected
+            .front()
+            .map_or(self.notes.len() - 1, |e| e.note);
         let at = self.notes.get(note).cloned().unwrap_or_default();
         PipelineError::Failed { error, at }
     }
@@ -235,7 +254,11 @@ fn put_value(out: &mut BytesMut, value: Value<'_>) {
     match value {
         None => out.put_i32(-1),
         Some(bytes) => {
-            #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "no value is over 1 GiB")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_possible_wrap,
+                reason = "no value is over 1 GiB"
+            )]
             out.put_i32(bytes.len() as i32);
             out.extend_from_slice(bytes);
         }

@@ -5,7 +5,8 @@
 //! columns are left out, keyless rows are found by their whole image and changed by `ctid`.
 
 use super::facts::{ColumnFacts, TableFacts};
-use crate::wire::pgoutput::{Column, Relation, ReplicaIdentity, Tuple};
+use crate::wire::pgoutput::tuple::{Tuple, Value};
+use crate::wire::pgoutput::{Identity, Relation};
 
 /// Which tuple a parameter's value comes from, and its column there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,11 +47,18 @@ pub enum PlanError {
 
 /// The columns of a change whose values are at hand, as bits from the tuple.
 fn known(tuple: &Tuple) -> impl Iterator<Item = (usize, bool)> + '_ {
-    let value = |column| !matches!(column, Column::Unchanged);
-    tuple.iter().enumerate().map(move |(at, column)| (at, value(column)))
+    let value = |column| !matches!(column, Value::Unchanged);
+    tuple
+        .iter()
+        .enumerate()
+        .map(move |(at, column)| (at, value(column)))
 }
 
-fn column<'a>(facts: &'a TableFacts, table: &Relation, at: usize) -> Result<&'a ColumnFacts, PlanError> {
+fn column<'a>(
+    facts: &'a TableFacts,
+    table: &Relation,
+    at: usize,
+) -> Result<&'a ColumnFacts, PlanError> {
     let name = table.columns.get(at).map_or("?", |c| c.name.as_str());
     facts.columns.get(name).ok_or_else(|| PlanError::NoColumn {
         table: facts.name.clone(),
@@ -74,7 +82,10 @@ pub fn insert(facts: &TableFacts, table: &Relation) -> Result<RowSql, PlanError>
     } else {
         let values: Vec<String> = (1..=names.len()).map(|n| format!("${n}")).collect();
         let (names, values) = (names.join(", "), values.join(", "));
-        format!("insert into {} ({names}) overriding system value values ({values})", facts.name)
+        format!(
+            "insert into {} ({names}) overriding system value values ({values})",
+            facts.name
+        )
     };
     Ok(RowSql { text, parameters })
 }
@@ -118,7 +129,11 @@ pub fn update(
         return Ok(None);
     }
     let found = find(facts, table, old.unwrap_or(new), &mut parameters)?;
-    let text = format!("update only {} set {} where {found}", facts.name, set.join(", "));
+    let text = format!(
+        "update only {} set {} where {found}",
+        facts.name,
+        set.join(", ")
+    );
     Ok(Some(RowSql { text, parameters }))
 }
 
@@ -126,13 +141,21 @@ pub fn update(
 /// a given value. Where the key was not sent anew, an identity column within it is unchanged.
 fn identity_may_change(facts: &TableFacts, table: &Relation, old: Option<&Tuple>) -> bool {
     table.columns.iter().any(|c| {
-        let identity = facts.columns.get(&c.name).is_some_and(|f| f.identity_always);
+        let identity = facts
+            .columns
+            .get(&c.name)
+            .is_some_and(|f| f.identity_always);
         identity && (old.is_some() || !c.key)
     })
 }
 
 /// The old row taken out and the new one put in, by one statement; values that were not sent are carried over.
-fn replace(facts: &TableFacts, table: &Relation, old: &Tuple, new: &Tuple) -> Result<RowSql, PlanError> {
+fn replace(
+    facts: &TableFacts,
+    table: &Relation,
+    old: &Tuple,
+    new: &Tuple,
+) -> Result<RowSql, PlanError> {
     let (mut names, mut values, mut parameters) = (Vec::new(), Vec::new(), Vec::new());
     for (at, has_value) in known(new) {
         let column = column(facts, table, at)?;
@@ -171,7 +194,7 @@ fn find(
     old: &Tuple,
     parameters: &mut Vec<Source>,
 ) -> Result<String, PlanError> {
-    if table.replica_identity == ReplicaIdentity::Full {
+    if table.identity == Identity::Full {
         return find_by_image(facts, table, old, parameters);
     }
     let mut conditions = Vec::new();
@@ -181,14 +204,18 @@ fn find(
         }
         let column = column(facts, table, at)?;
         let (true, Some(equals)) = (has_value, &column.equals) else {
-            return Err(PlanError::NoOld { table: facts.name.clone() });
+            return Err(PlanError::NoOld {
+                table: facts.name.clone(),
+            });
         };
         parameters.push(Source::Old(at));
         let (name, type_name, n) = (&column.quoted, &column.type_name, parameters.len());
         conditions.push(format!("{name} operator({equals}) ${n}::{type_name}"));
     }
     if conditions.is_empty() {
-        return Err(PlanError::NoOld { table: facts.name.clone() });
+        return Err(PlanError::NoOld {
+            table: facts.name.clone(),
+        });
     }
     Ok(conditions.join(" and "))
 }
@@ -208,7 +235,9 @@ fn find_by_image(
             continue;
         }
         if !has_value {
-            return Err(PlanError::NoOld { table: facts.name.clone() });
+            return Err(PlanError::NoOld {
+                table: facts.name.clone(),
+            });
         }
         parameters.push(Source::Old(at));
         have.push(format!("t.{}", column.quoted));
@@ -222,14 +251,14 @@ fn find_by_image(
 
 /// Appends one line of `COPY ... FROM STDIN` in text format (manual, "COPY", File Formats).
 pub fn copy_line(new: &Tuple, columns: &[Source], out: &mut Vec<u8>) {
-    let values: Vec<Column<'_>> = new.iter().collect();
+    let values: Vec<Value<'_>> = new.iter().collect();
     for (place, source) in columns.iter().enumerate() {
         if place > 0 {
             out.push(b'\t');
         }
         let (Source::New(at) | Source::Old(at)) = *source;
         match values.get(at) {
-            Some(Column::Text(text)) => escape(text, out),
+            Some(Value::Text(text)) => escape(text, out),
             _ => out.extend_from_slice(b"\\N"),
         }
     }
@@ -238,7 +267,10 @@ pub fn copy_line(new: &Tuple, columns: &[Source], out: &mut Vec<u8>) {
 
 fn escape(text: &[u8], out: &mut Vec<u8>) {
     let mut rest = text;
-    while let Some(at) = rest.iter().position(|b| matches!(b, b'\\' | b'\n' | b'\r' | b'\t')) {
+    while let Some(at) = rest
+        .iter()
+        .position(|b| matches!(b, b'\\' | b'\n' | b'\r' | b'\t'))
+    {
         out.extend_from_slice(&rest[..at]);
         out.extend_from_slice(match rest[at] {
             b'\\' => b"\\\\",

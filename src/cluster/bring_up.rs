@@ -1,0 +1,427 @@
+//! From a list of servers to a working cluster: what is there, what is missing, who writes.
+//!
+//! At first contact nodes that hold different data are refused, with what differs; afterwards each
+//! node's own record says which cluster it belongs to and what it has seen. It makes what a node
+//! needs and says so, and it never restarts a server (`wal_level` is the operator's to set).
+//! Guards promise 2. It takes no decision once the cluster runs.
+
+use std::collections::BTreeMap;
+
+use tokio_postgres::Client;
+
+use super::alike;
+use super::follower::Arming;
+use crate::config::Config;
+use crate::ids::{Epoch, Lsn, NodeId, origin_name, slot_name};
+use crate::node::control::{self, Control, ControlError, ServerFacts, State};
+
+/// Why the cluster can't be brought up. Each says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum BringUpError {
+    /// A node that is needed can't be reached.
+    #[error("node {node} can't be reached: {error}")]
+    Unreachable {
+        /// Its name.
+        node: String,
+        /// Why.
+        error: ControlError,
+    },
+    /// A node can't serve as it is.
+    #[error("node {node}: {problem}. {mend}")]
+    Unfit {
+        /// Its name.
+        node: String,
+        /// What is wrong.
+        problem: String,
+        /// What to do.
+        mend: String,
+    },
+    /// The nodes are not copies of each other.
+    #[error(
+        "the nodes hold different data, so they can't become one cluster: {0}. Make them equal (or empty all but one, \
+         dump that one and restore it to the others), then start again"
+    )]
+    Different(String),
+    /// A majority is missing.
+    #[error("only {reachable} of {nodes} nodes can be reached; a majority is needed to start")]
+    NoMajority {
+        /// Nodes that answer.
+        reachable: usize,
+        /// Nodes configured.
+        nodes: usize,
+    },
+    /// Something failed on a node.
+    #[error("node {node}: {doing} failed: {error}")]
+    Failed {
+        /// Its name.
+        node: String,
+        /// What was being done.
+        doing: String,
+        /// Why.
+        error: ControlError,
+    },
+}
+
+/// A node that answered.
+pub struct Reached {
+    /// Which.
+    pub node: NodeId,
+    /// A superuser's connection to the admin database.
+    pub client: Client,
+    /// What the server is.
+    pub facts: ServerFacts,
+    /// What it remembers of the cluster.
+    pub state: Option<State>,
+}
+
+/// A cluster that has been prepared and can be run.
+pub struct Prepared {
+    /// Recorded on a majority for this run of the proxy.
+    pub epoch: Epoch,
+    /// When the writer took office.
+    pub term: Epoch,
+    /// Runs the writes.
+    pub writer: NodeId,
+    /// The writer's major version.
+    pub version: u32,
+    /// By database: where its slot starts, and each follower's place.
+    pub databases: BTreeMap<String, DatabasePlaces>,
+    /// Followers whose place can't be known: they must be rebuilt.
+    pub lost: BTreeMap<NodeId, String>,
+    /// Set on every node that was reached; this process alone knows it.
+    pub arming: Arming,
+}
+
+/// Where replication of one database goes on.
+pub struct DatabasePlaces {
+    /// The slot's.
+    pub start: Lsn,
+    /// Each follower's last durable unit.
+    pub followers: BTreeMap<NodeId, Lsn>,
+}
+
+/// Brings nodes up, one step after the other.
+pub struct BringUp<'a> {
+    config: &'a Config,
+    control: &'a Control,
+}
+
+impl<'a> BringUp<'a> {
+    /// With the configuration and a way to the nodes.
+    pub fn new(config: &'a Config, control: &'a Control) -> Self {
+        Self { config, control }
+    }
+
+    fn name(&self, node: NodeId) -> String {
+        self.config.nodes[node.0].name.clone()
+    }
+
+    fn failed<'b>(
+        &self,
+        node: NodeId,
+        doing: &'b str,
+    ) -> impl FnOnce(ControlError) -> BringUpError + use<'b> {
+        let node = self.name(node);
+        move |error| BringUpError::Failed {
+            node,
+            doing: doing.to_owned(),
+            error,
+        }
+    }
+
+    /// Everything, until streams and appliers can be started.
+    pub async fn run(&self) -> Result<Prepared, BringUpError> {
+        let mut reached = self.reach().await?;
+        for node in &reached {
+            self.check_fit(node)?;
+        }
+        let nodes = self.config.nodes.len();
+        let known = reached
+            .iter()
+            .filter_map(|r| r.state.clone())
+            .max_by_key(|s| s.epoch);
+        let state = match known {
+            Some(state) => state,
+            None if reached.len() == nodes => self.first_contact(&reached).await?,
+            None => {
+                let reachable = reached.len();
+                return Err(BringUpError::NoMajority { reachable, nodes });
+            }
+        };
+        let writer = self.writer(&state)?;
+        let arming = Arming {
+            applier_password: random_secret(),
+            runner_secret: random_secret(),
+        };
+        for node in &reached {
+            self.install(node, &arming).await?;
+        }
+        let first = known_nowhere(&reached);
+        let (databases, lost) = self.places(&reached, writer, &state, first).await?;
+        let epoch = Epoch(state.epoch.0 + 1);
+        self.record(
+            &mut reached,
+            &State {
+                epoch,
+                ..state.clone()
+            },
+        )
+        .await?;
+        for node in &reached {
+            self.settle(node).await?;
+        }
+        let version = reached
+            .iter()
+            .find(|r| r.node == writer)
+            .map_or(0, |r| r.facts.version / 10_000);
+        Ok(Prepared {
+            epoch,
+            term: state.term,
+            writer,
+            version,
+            databases,
+            lost,
+            arming,
+        })
+    }
+
+    async fn reach(&self) -> Result<Vec<Reached>, BringUpError> {
+        let mut reached = Vec::new();
+        let mut last = None;
+        for at in 0..self.config.nodes.len() {
+            let node = NodeId(at);
+            match self.reach_one(node).await {
+                Ok(found) => reached.push(found),
+                Err(error) => {
+                    tracing::warn!(node = %self.name(node), %error, "node can't be reached");
+                    last = Some(BringUpError::Unreachable {
+                        node: self.name(node),
+                        error,
+                    });
+                }
+            }
+        }
+        let nodes = self.config.nodes.len();
+        if reached.len() > nodes / 2 {
+            return Ok(reached);
+        }
+        let reachable = reached.len();
+        Err(last.unwrap_or(BringUpError::NoMajority { reachable, nodes }))
+    }
+
+    async fn reach_one(&self, node: NodeId) -> Result<Reached, ControlError> {
+        let client = self.control.connect(node, &self.control.database).await?;
+        let facts = control::server_facts(&client).await?;
+        let state = control::read_state(&client).await?;
+        Ok(Reached {
+            node,
+            client,
+            facts,
+            state,
+        })
+    }
+
+    fn check_fit(&self, node: &Reached) -> Result<(), BringUpError> {
+        let unfit = |problem: String, mend: &str| {
+            Err(BringUpError::Unfit {
+                node: self.name(node.node),
+                problem,
+                mend: mend.to_owned(),
+            })
+        };
+        let facts = &node.facts;
+        if !facts.superuser {
+            let problem = format!("role {} is no superuser", self.control.user());
+            return unfit(
+                problem,
+                "Give admin.user a superuser; it sets up slots, triggers and roles",
+            );
+        }
+        if !version_is_supported(facts.version) {
+            let problem = format!("PostgreSQL version {} is too old", facts.version);
+            return unfit(problem, "15.13, 16.9, 17.5 or newer is needed");
+        }
+        if facts.in_recovery {
+            return unfit(
+                "the server is a standby".to_owned(),
+                "Promote it or take it out of the configuration",
+            );
+        }
+        if facts.wal_level != "logical" {
+            let problem = format!("wal_level is {}", facts.wal_level);
+            return unfit(
+                problem,
+                "Run ALTER SYSTEM SET wal_level = 'logical' on it and restart it",
+            );
+        }
+        let free = |(max, used): (u32, u32)| max.saturating_sub(used);
+        if node.state.is_none() && (free(facts.slots) < 2 || free(facts.senders) < 2) {
+            let problem = "max_replication_slots or max_wal_senders is used up".to_owned();
+            return unfit(
+                problem,
+                "Raise both to at least two for each database, and restart it",
+            );
+        }
+        Ok(())
+    }
+
+    /// Nothing is known anywhere: all must be equal, and the first one writes.
+    async fn first_contact(&self, reached: &[Reached]) -> Result<State, BringUpError> {
+        alike::check(self.config, self.control, reached).await?;
+        tracing::info!("first contact: the nodes hold the same data");
+        Ok(State {
+            epoch: Epoch(0),
+            term: Epoch(1),
+            writer: self.name(NodeId(0)),
+            cluster: random_secret().chars().take(16).collect(),
+        })
+    }
+
+    fn writer(&self, state: &State) -> Result<NodeId, BringUpError> {
+        let at = self
+            .config
+            .nodes
+            .iter()
+            .position(|node| node.name == state.writer);
+        at.map(NodeId).ok_or_else(|| BringUpError::Unfit {
+            node: state.writer.clone(),
+            problem: "it is the cluster's writer but is not configured".to_owned(),
+            mend: "Name it in the configuration again".to_owned(),
+        })
+    }
+
+    async fn install(&self, node: &Reached, arming: &Arming) -> Result<(), BringUpError> {
+        let databases = control::databases(&node.client).await;
+        for database in databases.map_err(self.failed(node.node, "listing databases"))? {
+            let client = self.control.connect(node.node, &database).await;
+            let client = client.map_err(self.failed(node.node, "connecting"))?;
+            let installed = control::install(&client).await;
+            installed.map_err(self.failed(node.node, "installing schema synapsedb"))?;
+            let armed = arming.arm(&client, self.control).await;
+            armed.map_err(self.failed(node.node, "setting up the applier's role"))?;
+        }
+        if node.state.is_none() {
+            tracing::info!(
+                node = %self.name(node.node),
+                "made schema synapsedb, its publication, event triggers and role on this node"
+            );
+        }
+        Ok(())
+    }
+
+    /// Slots on the writer and places on the followers; made where this is the first contact.
+    async fn places(
+        &self,
+        reached: &[Reached],
+        writer: NodeId,
+        state: &State,
+        first: bool,
+    ) -> Result<(BTreeMap<String, DatabasePlaces>, BTreeMap<NodeId, String>), BringUpError> {
+        let Some(at_writer) = reached.iter().find(|r| r.node == writer) else {
+            let error = ControlError::Timeout;
+            return Err(BringUpError::Unreachable {
+                node: self.name(writer),
+                error,
+            });
+        };
+        let names = control::databases(&at_writer.client).await;
+        let mut lost = BTreeMap::new();
+        let mut databases = BTreeMap::new();
+        for name in names.map_err(self.failed(writer, "listing databases"))? {
+            let start = self.slot(at_writer, &name, first, &mut lost).await?;
+            let mut followers = BTreeMap::new();
+            for node in reached.iter().filter(|r| r.node != writer) {
+                let origin = origin_name(state.term, &name);
+                let place = control::origin_place(&node.client, &origin).await;
+                let place = place.map_err(self.failed(node.node, "reading its place"))?;
+                if place.is_none() && !first {
+                    let why = format!("it has no place in the writer's history of database {name}");
+                    lost.insert(node.node, why);
+                }
+                let made = control::create_origin(&node.client, &origin).await;
+                made.map_err(self.failed(node.node, "making a replication origin"))?;
+                followers.insert(node.node, place.unwrap_or_default());
+            }
+            databases.insert(name, DatabasePlaces { start, followers });
+        }
+        Ok((databases, lost))
+    }
+
+    async fn slot(
+        &self,
+        writer: &Reached,
+        database: &str,
+        first: bool,
+        lost: &mut BTreeMap<NodeId, String>,
+    ) -> Result<Lsn, BringUpError> {
+        let slot = slot_name(database);
+        let place = control::slot_place(&writer.client, &slot).await;
+        if let Some(place) = place.map_err(self.failed(writer.node, "reading its slots"))? {
+            return Ok(place);
+        }
+        if !first {
+            // What was committed since is in no slot: nobody can be told what it lacks.
+            for at in 0..self.config.nodes.len() {
+                if NodeId(at) != writer.node {
+                    lost.insert(NodeId(at), format!("the writer's slot {slot} is gone"));
+                }
+            }
+        }
+        let client = self.control.connect(writer.node, database).await;
+        let client = client.map_err(self.failed(writer.node, "connecting"))?;
+        let made = control::create_slot(&client, &slot).await;
+        let place = made.map_err(self.failed(writer.node, "making a logical slot"))?;
+        tracing::info!(%slot, %place, "made a logical slot on the writer");
+        Ok(place)
+    }
+
+    /// The new epoch on a majority, or nothing goes on.
+    async fn record(&self, reached: &mut [Reached], state: &State) -> Result<(), BringUpError> {
+        let mut written = 0;
+        for node in reached.iter_mut() {
+            let ok = control::write_state(&node.client, state).await;
+            if ok.map_err(self.failed(node.node, "recording the epoch"))? {
+                written += 1;
+                node.state = Some(state.clone());
+            }
+        }
+        let nodes = self.config.nodes.len();
+        if written > nodes / 2 {
+            return Ok(());
+        }
+        Err(BringUpError::NoMajority {
+            reachable: written,
+            nodes,
+        })
+    }
+
+    /// From here on the server's commits wait for the proxy.
+    async fn settle(&self, node: &Reached) -> Result<(), BringUpError> {
+        let changed = control::require_quorum_commits(&node.client).await;
+        if changed.map_err(self.failed(node.node, "setting synchronous_standby_names"))? {
+            tracing::info!(
+                node = %self.name(node.node),
+                "set synchronous_standby_names = 'synapsedb' and synchronous_commit = 'remote_write' (reloaded, not restarted)"
+            );
+        }
+        Ok(())
+    }
+}
+
+fn known_nowhere(reached: &[Reached]) -> bool {
+    reached.iter().all(|node| node.state.is_none())
+}
+
+fn version_is_supported(version: u32) -> bool {
+    match version / 10_000 {
+        15 => version >= 150_013,
+        16 => version >= 160_009,
+        17 => version >= 170_005,
+        major => major >= 18,
+    }
+}
+
+fn random_secret() -> String {
+    use base64::Engine;
+    base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>())
+}

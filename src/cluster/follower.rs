@@ -1,0 +1,176 @@
+//! One follower's work in one database: connect, go on where it ended, apply what comes.
+//!
+//! Guards promise 2. Units stay in the queue until they are durable; a broken connection is opened
+//! again and goes on; a failure that a new connection does not mend is brought before the
+//! replicator, which judges it.
+
+use std::sync::Arc;
+
+use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
+
+use super::replicator::{Failure, RETRY, Replicator};
+use crate::engine::confirm::StreamId;
+use crate::ids::{Lsn, NodeId};
+use crate::node::apply::applier::{Applier, ApplierSettings, ApplyError};
+use crate::node::control::{self, Control, ControlError};
+use crate::node::queue::Queue;
+use crate::wire::scram::verifier::{DEFAULT_ITERATIONS, make_verifier};
+
+/// A follower of one database, before its applier runs.
+pub struct Follower {
+    /// Which node.
+    pub node: NodeId,
+    /// How the applier gets there.
+    pub settings: ApplierSettings,
+    /// The place it had durable when the proxy started.
+    pub place: Lsn,
+    /// To set the node up where it could not be reached before, and to end a killed proxy's applier.
+    pub control: Control,
+    /// This process's secrets.
+    pub arming: Arc<Arming>,
+}
+
+/// The secrets a node's schema is armed with, new at each start of the proxy.
+pub struct Arming {
+    /// Of the applier's role.
+    pub applier_password: String,
+    /// Opens the superuser's runner.
+    pub runner_secret: String,
+}
+
+impl Arming {
+    /// Sets them in the client's database.
+    pub async fn arm(&self, client: &Client, control: &Control) -> Result<(), ControlError> {
+        let salt: [u8; 16] = rand::random();
+        let verifier = make_verifier(self.applier_password.as_bytes(), &salt, DEFAULT_ITERATIONS);
+        control::arm(
+            client,
+            control.user(),
+            &verifier.unwrap_or_default(),
+            &self.runner_secret,
+        )
+        .await
+    }
+}
+
+/// The running applier of one follower and database.
+pub(super) struct FollowerTask {
+    pub(super) follower: Follower,
+    pub(super) stream: StreamId,
+    pub(super) queue: Arc<Queue>,
+    pub(super) replicator: Arc<Replicator>,
+    pub(super) cancel: CancellationToken,
+}
+
+impl FollowerTask {
+    /// Until cancelled, or until the node is fenced. A transaction under way when it is dropped is
+    /// either durable or not there; the next start asks which.
+    pub(super) async fn run(self) {
+        let cancel = self.cancel.clone();
+        tokio::select! {
+            () = cancel.cancelled() => {}
+            () = self.work() => {}
+        }
+    }
+
+    async fn work(&self) {
+        let mut single = false;
+        loop {
+            match Applier::start(&self.follower.settings).await {
+                Ok((applier, place)) => {
+                    self.queue.done(place);
+                    self.replicator
+                        .applied(self.stream, self.follower.node, place);
+                    self.replicator.connected(self.follower.node, true);
+                    tracing::info!(node = self.follower.node.0, %place, "follower's applier at work");
+                    let out = self.apply(applier, &mut single).await;
+                    self.replicator.connected(self.follower.node, false);
+                    if out {
+                        return;
+                    }
+                }
+                Err(error) => self.note_start(&error).await,
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// Applies until something fails; true when the node is out.
+    async fn apply(&self, mut applier: Applier, single: &mut bool) -> bool {
+        loop {
+            let batch = self.queue.next_batch(*single).await;
+            let Some(last) = batch.last().map(|unit| unit.id.lsn) else {
+                continue;
+            };
+            let error = match applier.apply(&batch).await {
+                Ok(()) => {
+                    self.queue.done(last);
+                    self.replicator
+                        .applied(self.stream, self.follower.node, last);
+                    *single = false;
+                    continue;
+                }
+                Err(error) => error,
+            };
+            let node = self.follower.node.0;
+            if error.is_passing() {
+                tracing::warn!(node, %error, "applying broke off; going on with a new connection");
+                return false;
+            }
+            if batch.len() > 1 {
+                // Which of the units it was shows when they come one by one.
+                tracing::warn!(node, %error, "applying failed; trying unit by unit");
+                *single = true;
+                return false;
+            }
+            let failure = Failure {
+                unit: last,
+                text: error.to_string(),
+            };
+            return self
+                .replicator
+                .failed(self.stream, self.follower.node, failure);
+        }
+    }
+
+    /// What keeps the applier from starting is mended where it can be: a node that was away lacks this
+    /// process's secrets, a killed proxy's applier still holds the origin. A node without the origin
+    /// can't say what it lacks.
+    async fn note_start(&self, error: &ApplyError) {
+        let node = self.follower.node;
+        tracing::debug!(node = node.0, %error, "follower's applier can't start yet");
+        let ApplyError::Backend(error) = error else {
+            return;
+        };
+        let mended = match error.sqlstate() {
+            Some("42704") => {
+                let why = "it does not know its place in the writer's history".to_owned();
+                self.replicator.fence(node, why);
+                return;
+            }
+            Some("55006") => self.end_stale().await,
+            Some("28P01" | "28000" | "42883" | "3F000") => self.arm().await,
+            _ => return,
+        };
+        if let Err(error) = mended {
+            tracing::debug!(node = node.0, %error, "setting the node up failed");
+        }
+    }
+
+    async fn end_stale(&self) -> Result<(), ControlError> {
+        let control = &self.follower.control;
+        let client = control
+            .connect(self.follower.node, &control.database)
+            .await?;
+        control::end_stale_appliers(&client, &self.follower.settings.login.database).await
+    }
+
+    async fn arm(&self) -> Result<(), ControlError> {
+        let control = &self.follower.control;
+        let database = &self.follower.settings.login.database;
+        let client = control.connect(self.follower.node, database).await?;
+        control::install(&client).await?;
+        self.follower.arming.arm(&client, control).await
+    }
+}

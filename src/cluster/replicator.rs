@@ -1,0 +1,400 @@
+//! The replicator: streams in, queues and appliers out, the majority's place told back to the writer.
+//!
+//! The I/O shell around `engine::confirm` and `engine::fence`. Guards promises 1 and 2. It promises that a
+//! place is reported as written only after the confirmer allows it, and that a follower which differs
+//! is out before anything else is said of it. It doesn't know sessions; the view tells them what they
+//! need.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::follower::{Follower, FollowerTask};
+use crate::engine::confirm::{Confirmer, Report, Standing, StreamId};
+use crate::engine::fence::{Other, Verdict, judge};
+use crate::ids::{Lsn, NodeId};
+use crate::node::queue::Queue;
+use crate::node::stream::{Sink, Stream, StreamSettings};
+use crate::node::unit::Unit;
+
+/// A follower's failure that a new connection did not mend.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// The end of the unit that could not be applied.
+    pub unit: Lsn,
+    /// In the applier's words.
+    pub text: String,
+}
+
+/// What is known of one follower, for the view and for judging failures.
+#[derive(Clone, Debug, Default)]
+pub struct FollowerState {
+    /// Databases whose applier is connected and at work.
+    pub connected: usize,
+    /// The last failure that is not over, by stream.
+    pub failures: BTreeMap<StreamId, Failure>,
+    /// Why it is out of service for good, until it is mended.
+    pub fenced: Option<String>,
+}
+
+/// One database's stream.
+struct StreamEntry {
+    database: String,
+    queues: BTreeMap<NodeId, Arc<Queue>>,
+    places: BTreeMap<NodeId, Lsn>,
+    cancel: CancellationToken,
+}
+
+struct State {
+    confirmer: Confirmer,
+    followers: BTreeMap<NodeId, FollowerState>,
+    streams: BTreeMap<StreamId, StreamEntry>,
+    next_stream: StreamId,
+    /// Why the writer holds: a unit that nobody can apply.
+    held: Option<Failure>,
+}
+
+/// See the module. Shared by all its tasks.
+pub struct Replicator {
+    state: Mutex<State>,
+    reports: watch::Sender<Report>,
+    tasks: TaskTracker,
+    cancel: CancellationToken,
+}
+
+/// What the view shows of replication.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Each follower's state and how far it has the writer's history.
+    pub followers: BTreeMap<NodeId, (FollowerState, Lsn)>,
+    /// How far the writer's log has been decoded.
+    pub decoded: Lsn,
+    /// What was told to the writer last.
+    pub report: Report,
+    /// Enough followers are at work for commits to complete.
+    pub quorum: bool,
+    /// Nodes at work, the writer among them.
+    pub in_sync: usize,
+    /// Units that somebody lacks.
+    pub pending_units: usize,
+    /// Databases replicated.
+    pub databases: Vec<String>,
+    /// Why the writer holds.
+    pub held: Option<String>,
+}
+
+impl Replicator {
+    /// For `nodes` configured nodes with these followers. Nothing runs until a stream is added.
+    pub fn new(
+        nodes: usize,
+        followers: &[NodeId],
+        tasks: TaskTracker,
+        cancel: CancellationToken,
+    ) -> Arc<Self> {
+        let standing = followers.iter().map(|node| (*node, Standing::InSync));
+        Arc::new(Self {
+            state: Mutex::new(State {
+                confirmer: Confirmer::new(nodes, standing),
+                followers: followers
+                    .iter()
+                    .map(|node| (*node, FollowerState::default()))
+                    .collect(),
+                streams: BTreeMap::new(),
+                next_stream: 0,
+                held: None,
+            }),
+            reports: watch::Sender::new(Report::default()),
+            tasks,
+            cancel,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts replicating a database whose slot is at `start`.
+    pub fn add_database(
+        self: &Arc<Self>,
+        settings: StreamSettings,
+        start: Lsn,
+        followers: Vec<Follower>,
+        queue_bytes: usize,
+    ) {
+        let cancel = self.cancel.child_token();
+        let mut state = self.lock();
+        let id = state.next_stream;
+        state.next_stream += 1;
+        let places: BTreeMap<NodeId, Lsn> = followers.iter().map(|f| (f.node, f.place)).collect();
+        let mut queues = BTreeMap::new();
+        for follower in followers {
+            let queue = Arc::new(Queue::new(queue_bytes));
+            if state.confirmer.standing(follower.node) != Some(Standing::InSync) {
+                queue.abandon();
+            }
+            queues.insert(follower.node, Arc::clone(&queue));
+            let task = FollowerTask {
+                follower,
+                stream: id,
+                queue,
+                replicator: Arc::clone(self),
+                cancel: cancel.clone(),
+            };
+            self.tasks.spawn(task.run());
+        }
+        state.confirmer.add_stream(id, start, &places);
+        let entry = StreamEntry {
+            database: settings.login.database.clone(),
+            queues,
+            places,
+            cancel: cancel.clone(),
+        };
+        state.streams.insert(id, entry);
+        drop(state);
+        self.tasks
+            .spawn(Arc::clone(self).run_stream(id, settings, cancel));
+    }
+
+    /// Stops replicating a database that is about to be dropped.
+    pub fn remove_database(&self, database: &str) {
+        let mut state = self.lock();
+        let found = state
+            .streams
+            .iter()
+            .find(|(_, entry)| entry.database == database);
+        let Some(id) = found.map(|(id, _)| *id) else {
+            return;
+        };
+        if let Some(entry) = state.streams.remove(&id) {
+            entry.cancel.cancel();
+        }
+        state.confirmer.remove_stream(id);
+        self.announce(&mut state);
+    }
+
+    async fn run_stream(
+        self: Arc<Self>,
+        id: StreamId,
+        settings: StreamSettings,
+        cancel: CancellationToken,
+    ) {
+        let mut reports = self.reports.subscribe();
+        let slot = settings.slot.clone();
+        loop {
+            let run = async {
+                let mut stream = Stream::open(&settings).await?;
+                tracing::info!(%slot, "reading the writer's log");
+                self.restart_stream(id);
+                let mut sink = StreamSink {
+                    id,
+                    replicator: &self,
+                };
+                stream.run(&mut sink, &mut reports).await
+            };
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                ended = run => {
+                    if let Err(error) = ended {
+                        metrics::counter!("synapsedb_stream_breaks_total").increment(1);
+                        tracing::warn!(%slot, %error, "the writer's stream broke; opening it again");
+                    }
+                }
+            }
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = tokio::time::sleep(RETRY) => {}
+            }
+        }
+    }
+
+    fn restart_stream(&self, id: StreamId) {
+        self.lock().confirmer.restart_stream(id);
+    }
+
+    fn announce(&self, state: &mut State) {
+        let report = state.confirmer.report();
+        self.reports.send_if_modified(|told| {
+            let changed = *told != report;
+            *told = report;
+            changed
+        });
+    }
+
+    fn decoded_unit(&self, id: StreamId, unit: Unit) {
+        metrics::counter!("synapsedb_units_total").increment(1);
+        let unit = Arc::new(unit);
+        let mut state = self.lock();
+        state.confirmer.decoded_unit(id, unit.commit, unit.id.lsn);
+        let Some(entry) = state.streams.get(&id) else {
+            return;
+        };
+        let push =
+            |(node, queue): (&NodeId, &Arc<Queue>)| queue.push(&unit).is_err().then_some(*node);
+        let full: Vec<NodeId> = entry.queues.iter().filter_map(push).collect();
+        for node in full {
+            // Without its queue a follower can't stay in sync; it is out even if the quorum goes with it.
+            fence(
+                &mut state,
+                node,
+                "its queue is full: it is too slow or does not answer".to_owned(),
+            );
+        }
+    }
+
+    fn decoded_up_to(&self, id: StreamId, lsn: Lsn) {
+        let mut state = self.lock();
+        state.confirmer.decoded_up_to(id, lsn);
+        self.announce(&mut state);
+    }
+
+    /// A follower has everything up to this unit durable.
+    pub(super) fn applied(&self, id: StreamId, node: NodeId, lsn: Lsn) {
+        let mut state = self.lock();
+        state.confirmer.applied(id, node, lsn);
+        if let Some(entry) = state.streams.get_mut(&id) {
+            entry.places.insert(node, lsn);
+        }
+        if let Some(follower) = state.followers.get_mut(&node) {
+            follower.failures.remove(&id);
+        }
+        if state.held.as_ref().is_some_and(|held| held.unit <= lsn) {
+            state.held = None;
+            tracing::info!("the unit that nobody could apply has been applied; the writer goes on");
+        }
+        self.announce(&mut state);
+    }
+
+    /// An applier has connected (`+1`) or lost its connection (`-1`).
+    pub(super) fn connected(&self, node: NodeId, up: bool) {
+        let mut state = self.lock();
+        if let Some(follower) = state.followers.get_mut(&node) {
+            follower.connected = if up {
+                follower.connected + 1
+            } else {
+                follower.connected.saturating_sub(1)
+            };
+        }
+    }
+
+    /// A follower could not apply a unit, and a new connection did not help. True: it is out.
+    pub(super) fn failed(&self, id: StreamId, node: NodeId, failure: Failure) -> bool {
+        let mut state = self.lock();
+        let State {
+            followers,
+            streams,
+            confirmer,
+            ..
+        } = &mut *state;
+        let place = |other: NodeId| streams.get(&id).and_then(|s| s.places.get(&other)).copied();
+        let others: Vec<Other> = followers
+            .iter()
+            .filter(|(other, _)| **other != node)
+            .map(|(other, known)| match known.failures.get(&id) {
+                _ if confirmer.standing(*other) != Some(Standing::InSync) => Other::Out,
+                Some(theirs) => Other::FailedAt(theirs.unit),
+                None => Other::At(place(*other).unwrap_or_default()),
+            })
+            .collect();
+        let verdict = judge(failure.unit, &others);
+        if let Some(follower) = followers.get_mut(&node) {
+            follower.failures.insert(id, failure.clone());
+        }
+        match verdict {
+            Verdict::Fence => {
+                fence(&mut state, node, failure.text);
+                self.announce(&mut state);
+                true
+            }
+            Verdict::Hold => {
+                if state.held.is_none() {
+                    metrics::counter!("synapsedb_held_units_total").increment(1);
+                    tracing::error!(unit = %failure.unit, error = %failure.text, "no follower can apply a unit; commits wait");
+                    state.held = Some(failure);
+                }
+                false
+            }
+            Verdict::Wait => false,
+        }
+    }
+
+    /// Takes a follower out of service: it differs, or something that had to happen there did not.
+    pub fn fence(&self, node: NodeId, why: String) {
+        let mut state = self.lock();
+        fence(&mut state, node, why);
+        self.announce(&mut state);
+    }
+
+    /// Waits until a majority has everything before `lsn` durable. Dropping it is harmless.
+    pub async fn wait_written(&self, lsn: Lsn) {
+        let mut reports = self.reports.subscribe();
+        // The sender lives as long as `self`, so this can only end by success.
+        let _ = reports.wait_for(|report| report.write >= lsn).await;
+    }
+
+    /// For the view, /status and the metrics.
+    pub fn snapshot(&self) -> Snapshot {
+        let state = self.lock();
+        let databases = state.streams.len();
+        let at_work =
+            |f: &FollowerState| f.fenced.is_none() && f.connected >= databases && databases > 0;
+        let in_sync = 1 + state.followers.values().filter(|f| at_work(f)).count();
+        Snapshot {
+            followers: state
+                .followers
+                .iter()
+                .map(|(node, known)| (*node, (known.clone(), state.confirmer.place(*node))))
+                .collect(),
+            decoded: state.confirmer.decoded(),
+            report: *self.reports.borrow(),
+            quorum: in_sync >= state.confirmer.majority(),
+            in_sync,
+            pending_units: state.confirmer.pending_units(),
+            databases: state
+                .streams
+                .values()
+                .map(|entry| entry.database.clone())
+                .collect(),
+            held: state.held.as_ref().map(|held| held.text.clone()),
+        }
+    }
+}
+
+/// Between two attempts to open a broken connection.
+pub(super) const RETRY: Duration = Duration::from_millis(200);
+
+fn fence(state: &mut State, node: NodeId, why: String) {
+    let Some(follower) = state.followers.get_mut(&node) else {
+        return;
+    };
+    if follower.fenced.is_some() {
+        return;
+    }
+    metrics::counter!("synapsedb_fenced_total").increment(1);
+    tracing::error!(node = node.0, reason = %why, "node fenced: it must be mended before it serves again");
+    follower.fenced = Some(why);
+    state.confirmer.set_standing(node, Standing::Out);
+    for entry in state.streams.values() {
+        if let Some(queue) = entry.queues.get(&node) {
+            queue.abandon();
+        }
+    }
+}
+
+struct StreamSink<'a> {
+    id: StreamId,
+    replicator: &'a Replicator,
+}
+
+impl Sink for StreamSink<'_> {
+    fn unit(&mut self, unit: Unit) {
+        self.replicator.decoded_unit(self.id, unit);
+    }
+
+    fn progress(&mut self, lsn: Lsn) {
+        self.replicator.decoded_up_to(self.id, lsn);
+    }
+}

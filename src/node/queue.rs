@@ -1,0 +1,125 @@
+//! A follower's queue of units in one database: ordered, bounded, kept until durable.
+//!
+//! Units stay until the follower has them, so an applier that starts anew goes on where the last one
+//! ended. A unit that the stream brings a second time (after a broken connection) is not taken twice.
+//! The bound is in bytes of memory (REPLICATION rule 15). It never blocks the stream: a full queue says so.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::unit::{Changes, Unit};
+use crate::ids::Lsn;
+
+/// A transaction on a follower holds at most so many units.
+const BATCH_UNITS: usize = 256;
+/// It ends once it holds this much, in bytes.
+const BATCH_BYTES: usize = 1 << 20;
+
+/// The queue is at its bound.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Full;
+
+#[derive(Debug, Default)]
+struct State {
+    units: VecDeque<Arc<Unit>>,
+    bytes: usize,
+    last: Lsn,
+    abandoned: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Queue {
+    state: Mutex<State>,
+    arrived: Notify,
+    max_bytes: usize,
+}
+
+impl Queue {
+    /// Empty, for at most about `max_bytes` of units (one unit always fits).
+    pub fn new(max_bytes: usize) -> Self {
+        Self {
+            state: Mutex::default(),
+            arrived: Notify::new(),
+            max_bytes,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No code that can panic runs under the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Appends a unit, unless it is there already or the node is no longer owed anything.
+    pub fn push(&self, unit: &Arc<Unit>) -> Result<(), Full> {
+        let mut state = self.lock();
+        if state.abandoned || unit.id.lsn <= state.last {
+            return Ok(());
+        }
+        if !state.units.is_empty() && state.bytes + unit.bytes > self.max_bytes {
+            return Err(Full);
+        }
+        state.last = unit.id.lsn;
+        state.bytes += unit.bytes;
+        state.units.push_back(Arc::clone(unit));
+        drop(state);
+        self.arrived.notify_one();
+        Ok(())
+    }
+
+    /// Drops what is there and takes nothing more: the node has been fenced.
+    pub fn abandon(&self) {
+        let mut state = self.lock();
+        *state = State {
+            abandoned: true,
+            ..State::default()
+        };
+    }
+
+    /// The units that come next and may go into one transaction, at least one. Removes nothing, so
+    /// dropping the future loses nothing.
+    pub async fn next_batch(&self, single: bool) -> Vec<Arc<Unit>> {
+        loop {
+            let batch = self.batch(single);
+            if !batch.is_empty() {
+                return batch;
+            }
+            self.arrived.notified().await;
+        }
+    }
+
+    fn batch(&self, single: bool) -> Vec<Arc<Unit>> {
+        let state = self.lock();
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        for unit in &state.units {
+            let alone = unit.has_ddl || matches!(unit.changes, Changes::Spilled(_));
+            if alone && !batch.is_empty() {
+                break;
+            }
+            batch.push(Arc::clone(unit));
+            bytes += unit.bytes;
+            if alone || single || batch.len() >= BATCH_UNITS || bytes >= BATCH_BYTES {
+                break;
+            }
+        }
+        batch
+    }
+
+    /// Everything up to and including `lsn` is durable on the follower.
+    pub fn done(&self, lsn: Lsn) {
+        let mut state = self.lock();
+        while state.units.front().is_some_and(|unit| unit.id.lsn <= lsn) {
+            let bytes = state.units.pop_front().map_or(0, |unit| unit.bytes);
+            state.bytes -= bytes;
+        }
+    }
+
+    /// Units and bytes waiting.
+    pub fn depth(&self) -> (usize, usize) {
+        let state = self.lock();
+        (state.units.len(), state.bytes)
+    }
+}
