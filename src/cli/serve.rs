@@ -3,8 +3,12 @@
 //! The only place where the replicator, the relay and the operators' door are started, in the order
 //! in which they need each other, and stopped, in the opposite order. The demo runs it too.
 
+use std::sync::Arc;
+
 use tokio_util::sync::CancellationToken;
 
+use crate::cluster::bring_up::BringUpError;
+use crate::cluster::steward::Steward;
 use crate::config::Config;
 
 /// Why the proxy could not start, or had to end.
@@ -20,6 +24,9 @@ pub enum ServeError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The nodes are not what a cluster needs.
+    #[error(transparent)]
+    Cluster(#[from] BringUpError),
 }
 
 /// Runs the proxy until `stop` is cancelled and everything has ended.
@@ -34,7 +41,16 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), ServeErr
         nodes = config.nodes.len(),
         "starting"
     );
+    let config = Arc::new(config);
+    let Some(steward) = stop
+        .run_until_cancelled(Steward::start(Arc::clone(&config)))
+        .await
+    else {
+        return Ok(());
+    };
+    let steward = steward?;
     stop.cancelled().await;
+    steward.stop().await;
     tracing::info!("stopped");
     Ok(())
 }

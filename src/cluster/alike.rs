@@ -44,7 +44,6 @@ select 'index ' || indexdef from pg_indexes where schemaname not in ('pg_catalog
 /// One line for each role and each database.
 const GLOBALS: &str = "
 select 'role ' || rolname || ' ' || rolsuper::text || rolcanlogin::text || rolcreatedb::text || rolcreaterole::text
-       || coalesce(' verifier ' || md5(rolpassword), '')
   from pg_authid where rolname not like 'pg\\_%' and rolname <> 'synapsedb_applier'
 union all
 select 'database ' || datname || ' ' || pg_encoding_to_char(encoding) || ' ' || datcollate from pg_database

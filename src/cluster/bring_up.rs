@@ -269,12 +269,37 @@ impl<'a> BringUp<'a> {
     async fn first_contact(&self, reached: &[Reached]) -> Result<State, BringUpError> {
         alike::check(self.config, self.control, reached).await?;
         tracing::info!("first contact: the nodes hold the same data");
+        self.level_verifiers(reached).await?;
         Ok(State {
             epoch: Epoch(0),
             term: Epoch(1),
             writer: self.name(NodeId(0)),
             cluster: random_secret().chars().take(16).collect(),
         })
+    }
+
+    /// A password has another salt on each node, so a proof made for one would not open another: the
+    /// first node's verifiers become everyone's.
+    async fn level_verifiers(&self, reached: &[Reached]) -> Result<(), BringUpError> {
+        let doing = "making the roles' passwords the same";
+        let mut known: Option<BTreeMap<String, Option<String>>> = None;
+        for node in reached {
+            let theirs = control::verifiers(&node.client).await;
+            let theirs = theirs.map_err(self.failed(node.node, doing))?;
+            let Some(ours) = &known else {
+                known = Some(theirs);
+                continue;
+            };
+            for (role, verifier) in ours {
+                if theirs.get(role) == Some(verifier) {
+                    continue;
+                }
+                let set = control::set_verifier(&node.client, role, verifier.as_deref()).await;
+                set.map_err(self.failed(node.node, doing))?;
+                tracing::info!(node = %self.name(node.node), role, "gave the role the first node's password verifier");
+            }
+        }
+        Ok(())
     }
 
     fn writer(&self, state: &State) -> Result<NodeId, BringUpError> {

@@ -259,7 +259,7 @@ fn row_change(
         pgoutput::Change::Truncate { relations, .. } => {
             let tables: Result<Vec<_>, _> = relations.into_iter().map(known).collect();
             let mut tables = tables?;
-            tables.retain(|table| table.namespace != SYNAPSEDB);
+            tables.retain(|table| !is_bookkeeping(table));
             Ok((!tables.is_empty()).then_some(Change::Truncate { tables }))
         }
         pgoutput::Change::Insert { relation, .. }
@@ -273,8 +273,12 @@ fn row_change(
     }
 }
 
-/// Of the proxy's own tables only `conflict_log` and the new rows of `ddl_log` are every node's.
+/// The proxy's bookkeeping is each node's own, and of `ddl_log` only new rows matter.
 fn is_replicated(change: &Change) -> bool {
-    let own = |table: &Arc<Relation>| table.namespace == SYNAPSEDB && table.name != "conflict_log";
-    change.is_ddl() || !change.tables().iter().any(own)
+    change.is_ddl() || !change.tables().iter().any(|table| is_bookkeeping(table))
+}
+
+/// By name: whatever else lies in the schema is a user's, and his rows must reach every node.
+fn is_bookkeeping(table: &Relation) -> bool {
+    table.namespace == SYNAPSEDB && matches!(table.name.as_str(), "ddl_log" | "cluster_state")
 }

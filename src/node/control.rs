@@ -5,6 +5,7 @@
 //! with `synchronous_commit=local`, so that setting up never waits for the quorum it is about to
 //! build. It decides nothing.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
@@ -39,15 +40,12 @@ pub enum ControlError {
 }
 
 fn describe(error: &tokio_postgres::Error) -> String {
-    match error.as_db_error() {
-        Some(db) => format!("{} (SQLSTATE {})", db.message(), db.code().code()),
-        None => {
-            use std::error::Error;
-            error
-                .source()
-                .map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
-        }
+    use std::error::Error;
+    if let Some(db) = error.as_db_error() {
+        return format!("{} (SQLSTATE {})", db.message(), db.code().code());
     }
+    let cause = error.source();
+    cause.map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
 }
 
 /// Opens superuser connections.
@@ -267,6 +265,28 @@ pub fn secret_hash(secret: &str) -> String {
             let _ = write!(hex, "{byte:02x}");
             hex
         })
+}
+
+/// Each role's password as the server keeps it, by role; none for roles without one.
+pub async fn verifiers(client: &Client) -> Result<BTreeMap<String, Option<String>>, ControlError> {
+    let sql = "select rolname::text, rolpassword from pg_authid where rolname not like 'pg\\_%' and rolname <> $1";
+    let rows = client.query(sql, &[&schema::APPLIER_ROLE]).await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// Gives a role the password as another server keeps it.
+pub async fn set_verifier(
+    client: &Client,
+    role: &str,
+    verifier: Option<&str>,
+) -> Result<(), ControlError> {
+    let role = role.replace('"', "\"\"");
+    let password = verifier.map_or("null".to_owned(), |v| {
+        format!("'{}'", v.replace('\'', "''"))
+    });
+    Ok(client
+        .batch_execute(&format!("alter role \"{role}\" password {password}"))
+        .await?)
 }
 
 /// Whether the slot is there, and what it still holds.

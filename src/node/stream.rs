@@ -131,6 +131,11 @@ impl Stream {
                     let report = *reports.borrow_and_update();
                     self.report(report, false).await?;
                 }
+                // Before the frames: a writer that sends without a pause must hear from us too.
+                _ = again.tick() => {
+                    let report = *reports.borrow();
+                    self.report(report, true).await?;
+                }
                 frame = self.backend.frame() => {
                     let (tag, frame) = frame?;
                     self.take(tag, frame, sink, reports).await?;
@@ -138,10 +143,6 @@ impl Stream {
                     while let Some((tag, frame)) = self.backend.buffered_frame()? {
                         self.take(tag, frame, sink, reports).await?;
                     }
-                }
-                _ = again.tick() => {
-                    let report = *reports.borrow();
-                    self.report(report, true).await?;
                 }
             }
         }

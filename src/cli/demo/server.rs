@@ -198,7 +198,9 @@ impl Server {
         let mut single = Account::command(account, &self.spec.install.program("postgres"));
         single.arg("--single").arg("-D").arg(&data).arg("postgres");
         single.current_dir(folder);
-        let create = format!("create database {DATABASE}\n");
+        // The role's name is also that of the proxy's schema, which "$user" would put first.
+        let create =
+            format!("create database {DATABASE}\nalter role {USER} set search_path = public\n");
         finish(&mut single, "creating the database", Some(&create))?;
         let main = data.join("postgresql.conf");
         let mut conf = File::options()

@@ -75,9 +75,8 @@ select pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.reln
        a.attgenerated <> '',
        (select pg_catalog.quote_ident(onsp.nspname) || '.' || o.oprname
           from pg_catalog.pg_index i
-          join lateral pg_catalog.unnest(i.indkey::pg_catalog.int2[], i.indclass::pg_catalog.oid[]) as k(attnum, opclass)
-            on k.attnum = a.attnum
-          join pg_catalog.pg_opclass oc on oc.oid = k.opclass
+          join lateral pg_catalog.generate_series(0, i.indnkeyatts - 1) as k(n) on i.indkey[k.n] = a.attnum
+          join pg_catalog.pg_opclass oc on oc.oid = i.indclass[k.n]
           join pg_catalog.pg_amop m on m.amopfamily = oc.opcfamily and m.amoplefttype = oc.opcintype
            and m.amoprighttype = oc.opcintype and m.amopstrategy = 3
           join pg_catalog.pg_operator o on o.oid = m.amopopr
