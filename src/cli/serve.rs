@@ -5,11 +5,21 @@
 
 use std::sync::Arc;
 
-use tokio_util::sync::CancellationToken;
+use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::cluster::asked::Asked;
 use crate::cluster::bring_up::BringUpError;
 use crate::cluster::steward::Steward;
 use crate::config::Config;
+use crate::session::listener::{self, Door};
+use crate::session::relay;
+use crate::session::shared::{SetupError, Shared};
+
+/// How long transactions under way have to end when the proxy stops.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// Why the proxy could not start, or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +34,9 @@ pub enum ServeError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The certificate or the connections to nodes.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
     /// The nodes are not what a cluster needs.
     #[error(transparent)]
     Cluster(#[from] BringUpError),
@@ -49,8 +62,54 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), ServeErr
         return Ok(());
     };
     let steward = steward?;
-    stop.cancelled().await;
+    let served = serve(&config, &steward, stop).await;
     steward.stop().await;
     tracing::info!("stopped");
+    served
+}
+
+/// Opens the doors, and closes them again when `stop` is cancelled.
+async fn serve(
+    config: &Arc<Config>,
+    steward: &Arc<Steward>,
+    stop: CancellationToken,
+) -> Result<(), ServeError> {
+    let shared = Arc::new(Shared::new(Arc::clone(config))?);
+    shared.set_writer(steward.writer());
+    shared
+        .relay
+        .set_service(Arc::new(Asked(Arc::clone(steward))));
+    let clients = TaskTracker::new();
+    let doors = [
+        ("listen.read_write", &config.listen.read_write, false),
+        ("listen.read_only", &config.listen.read_only, true),
+    ];
+    let work = TaskTracker::new();
+    for (key, address, read_only) in doors {
+        let listener = listener::bind(address)
+            .await
+            .map_err(|source| ServeError::Listen {
+                key,
+                address: address.clone(),
+                source,
+            })?;
+        let door = Door {
+            listener,
+            read_only,
+        };
+        work.spawn(door.serve(Arc::clone(&shared), clients.clone(), relay::run));
+    }
+    let pools = Arc::clone(&shared.pools);
+    let stop_tending = shared.abort.clone();
+    work.spawn(async move { pools.tend(stop_tending).await });
+    tracing::info!(
+        read_write = config.listen.read_write,
+        read_only = config.listen.read_only,
+        "open for clients"
+    );
+    stop.cancelled().await;
+    tracing::info!("stopping: clients are asked to leave");
+    listener::drain(&shared, &clients, GRACE).await;
+    shared.abort.cancel();
     Ok(())
 }

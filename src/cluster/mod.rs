@@ -1,6 +1,7 @@
 //! The steward: what the nodes are doing, and one lock-free view of it for everyone.
 
 pub mod alike;
+pub mod asked;
 pub mod bring_up;
 pub mod follower;
 pub mod replicator;

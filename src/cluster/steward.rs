@@ -193,8 +193,9 @@ impl Steward {
         self.database_created(database).await
     }
 
-    /// Waits until everything the writer has committed so far is on a majority. False after `limit`.
-    pub async fn wait_quorum(&self, limit: Duration) -> bool {
+    /// Waits until everything the writer has committed so far is on a majority. False where that can't
+    /// be known within `limits.commit_wait_ms`.
+    pub async fn wait_quorum(&self) -> bool {
         let wait = async {
             let client = self
                 .control
@@ -209,6 +210,7 @@ impl Steward {
             self.replicator.wait_written(lsn).await;
             Some(())
         };
+        let limit = self.config.limits.commit_wait();
         matches!(tokio::time::timeout(limit, wait).await, Ok(Some(())))
     }
 
@@ -218,7 +220,8 @@ impl Steward {
     }
 
     /// Writes what the metadata views show into the writer's copy of `database`.
-    pub async fn refresh_metadata(&self, client: &Client) -> Result<(), ControlError> {
+    pub async fn refresh_metadata(&self, database: &str) -> Result<(), ControlError> {
+        let client = self.control.connect(self.writer, database).await?;
         let view = self.view();
         let mut values = Vec::new();
         for node in &view.nodes {
