@@ -213,13 +213,13 @@ fn advice(error: &tokio_postgres::Error, config: &Config) -> String {
     let user = &config.admin.user;
     let variable = &config.admin.password_env;
     let Some(database_error) = error.as_db_error() else {
-        if config.admin.password.is_none() && error.to_string().contains("password missing") {
+        let cause = std::error::Error::source(error);
+        let words = cause.map_or_else(|| error.to_string(), ToString::to_string);
+        if config.admin.password.is_none() && words.contains("password missing") {
             return format!(
                 "it asks for {user}'s password: put it into the environment as {variable}"
             );
         }
-        let cause = std::error::Error::source(error);
-        let words = cause.map_or_else(|| error.to_string(), ToString::to_string);
         return format!("cannot be reached: {words}. Is it up, and are host and port right?");
     };
     let hint = match database_error.code().code() {

@@ -91,7 +91,7 @@ const PLANTED: [(usize, &str, &str, &str); 11] = [
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_planted_difference_is_found() {
-    let cluster = TestCluster::builder().without_proxy().start().await;
+    let mut cluster = TestCluster::builder().without_proxy().start().await;
     assert_eq!(cluster.compare_nodes(NOW).await, Ok(()));
     everywhere(
         &cluster,
@@ -123,4 +123,21 @@ async fn a_planted_difference_is_found() {
         .await
         .expect_err("another database");
     assert!(found.contains("Other db"), "{found}");
+    // A database that only the first has, and a node that is down, are differences as well.
+    let first = cluster.node(0).await;
+    first
+        .batch_execute("create database first_only")
+        .await
+        .expect("made");
+    let found = cluster
+        .compare_nodes(NOW)
+        .await
+        .expect_err("a database more");
+    assert!(found.contains("first_only"), "{found}");
+    tokio::task::block_in_place(|| cluster.server(1).kill9());
+    let found = cluster
+        .compare_nodes(NOW)
+        .await
+        .expect_err("a node is down");
+    assert!(found.contains("node2: "), "{found}");
 }

@@ -45,39 +45,40 @@ pub async fn until_equal(copies: &[Copy], patience: Duration) -> Result<(), Stri
 /// The first differences between copies, as text; empty where there are none.
 async fn differences(copies: &[Copy]) -> String {
     let mut found = String::new();
-    let globals = gather(copies, DATABASE, GLOBALS).await;
-    report(&mut found, "roles and databases", copies, &globals);
-    for database in databases(&copies[0]).await {
-        let tables = gather(copies, &database, TABLES).await;
-        report(
-            &mut found,
-            &format!("tables of {database}"),
-            copies,
-            &tables,
-        );
-        let indexes = gather(copies, &database, INVALID).await;
-        report(
-            &mut found,
-            &format!("invalid indexes of {database}"),
-            copies,
-            &indexes,
-        );
+    let look = Look::open(copies, DATABASE).await;
+    look.compare(&mut found, "roles and databases", GLOBALS)
+        .await;
+    let databases = look.ask(0, DATABASES).await;
+    drop(look);
+    for database in databases {
+        // Connections are kept no longer than needed: they would be in the way of DROP DATABASE.
+        if !found.is_empty() {
+            break;
+        }
+        let look = Look::open(copies, &database).await;
+        let tables = look.compare(&mut found, "tables", TABLES).await;
+        look.compare(&mut found, "invalid indexes", INVALID).await;
         if found.is_empty() {
-            compare_rows(&mut found, copies, &database, &tables[0]).await;
+            look.compare_rows(&mut found, &tables).await;
         }
         if found.is_empty() {
-            let schemas: Vec<Vec<String>> =
-                copies.iter().map(|copy| schema(copy, &database)).collect();
-            report(
-                &mut found,
-                &format!("schema of {database}"),
-                copies,
-                &schemas,
-            );
+            let schemas: Vec<Vec<String>> = std::thread::scope(|scope| {
+                let database = &database;
+                let dump = |copy| scope.spawn(move || schema(copy, database));
+                let dumps: Vec<_> = copies.iter().map(dump).collect();
+                dumps
+                    .into_iter()
+                    .map(|dump| dump.join().expect("no panic"))
+                    .collect()
+            });
+            look.report(&mut found, "schema", &schemas);
         }
     }
     found
 }
+
+const DATABASES: &str =
+    "select datname from pg_database where datallowconn and not datistemplate order by 1";
 
 /// Roles with their attributes and verifiers, memberships, databases, settings of both. The applier's
 /// role is the proxy's own affair: its password may differ.
@@ -109,85 +110,123 @@ const INVALID: &str = "
     select i.indexrelid::regclass::text as line from pg_index i
      where not (indisvalid and indisready and indislive) order by 1";
 
-async fn open(copy: &Copy, database: &str) -> Client {
-    let client = connect(copy.port, USER, PASSWORD, database).await;
-    let client = client.unwrap_or_else(|error| panic!("{} ({database}): {error:?}", copy.name));
-    let fixed = "set search_path = pg_catalog; set datestyle = 'ISO, YMD'; set intervalstyle = postgres; \
-                 set timezone = 'UTC'; set extra_float_digits = 3; set bytea_output = hex; set lc_monetary = 'C'; \
-                 set xmloption = content; set row_security = on; set default_transaction_read_only = on; \
-                 set statement_timeout = 0; set client_min_messages = warning";
-    client.batch_execute(fixed).await.expect("a superuser may");
-    client
+const FIXED: &str = "
+    set search_path = pg_catalog; set datestyle = 'ISO, YMD'; set intervalstyle = postgres; set timezone = 'UTC';
+    set extra_float_digits = 3; set bytea_output = hex; set lc_monetary = 'C'; set xmloption = content;
+    set row_security = on; set default_transaction_read_only = on; set statement_timeout = 0;
+    set client_min_messages = warning";
+
+/// One look at one database of all copies.
+struct Look<'a> {
+    copies: &'a [Copy],
+    database: String,
+    clients: Vec<Result<Client, tokio_postgres::Error>>,
 }
 
-/// One column of one query, from each copy.
-async fn gather(copies: &[Copy], database: &str, query: &str) -> Vec<Vec<String>> {
-    let mut all = Vec::new();
-    for copy in copies {
-        let client = open(copy, database).await;
-        all.push(lines(copy, &client, query).await);
-    }
-    all
-}
-
-/// An error becomes a line with the copy's name in it, so that it never passes for equality.
-async fn lines(copy: &Copy, client: &Client, query: &str) -> Vec<String> {
-    let messages = match client.simple_query(query).await {
-        Ok(messages) => messages,
-        Err(error) => return vec![format!("{}: {error:?}: {query}", copy.name)],
-    };
-    messages
-        .iter()
-        .filter_map(|message| match message {
-            SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or("").to_owned()),
-            _ => None,
-        })
-        .collect()
-}
-
-async fn databases(copy: &Copy) -> Vec<String> {
-    let query =
-        "select datname from pg_database where datallowconn and not datistemplate order by 1";
-    let client = open(copy, DATABASE).await;
-    lines(copy, &client, query).await
-}
-
-async fn compare_rows(found: &mut String, copies: &[Copy], database: &str, tables: &[String]) {
-    let mut clients = Vec::new();
-    for copy in copies {
-        clients.push((copy, open(copy, database).await));
-    }
-    for table in tables {
-        let sums = format!(
-            "select format('%s %s %s', count(*), sum(hashtextextended(row(r.*)::text, 1)::numeric),
-                    sum(hashtextextended(row(r.*)::text, 2)::numeric)) from only {table} as r"
-        );
-        let mut all = Vec::new();
-        for (copy, client) in &clients {
-            all.push(lines(copy, client, &sums).await);
+impl<'a> Look<'a> {
+    async fn open(copies: &'a [Copy], database: &str) -> Self {
+        let mut clients = Vec::new();
+        for copy in copies {
+            let client = connect(copy.port, USER, PASSWORD, database).await;
+            clients.push(match client {
+                Ok(client) => client.batch_execute(FIXED).await.map(|()| client),
+                Err(error) => Err(error),
+            });
         }
-        let first = all[0].concat();
-        let count: u64 = first
-            .split(' ')
-            .next()
-            .and_then(|n| n.parse().ok())
-            .unwrap_or(0);
-        let equal = all.iter().all(|sum| *sum == all[0]);
-        // Unequal sums of a large table say enough: its rows are not fetched.
-        if count <= ROWS_MAX {
+        Self {
+            copies,
+            database: database.to_owned(),
+            clients,
+        }
+    }
+
+    /// One column of a query on one copy. An error becomes a line with the copy's name in it, so that
+    /// it never passes for equality.
+    async fn ask(&self, index: usize, query: &str) -> Vec<String> {
+        let answer = match &self.clients[index] {
+            Ok(client) => client.simple_query(query).await,
+            Err(error) => return vec![format!("{}: {error:?}", self.copies[index].name)],
+        };
+        let messages = match answer {
+            Ok(messages) => messages,
+            Err(error) => {
+                return vec![format!("{}: {error:?}: {query}", self.copies[index].name)];
+            }
+        };
+        messages
+            .iter()
+            .filter_map(|message| match message {
+                SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or("").to_owned()),
+                _ => None,
+            })
+            .collect()
+    }
+
+    async fn ask_all(&self, query: &str) -> Vec<Vec<String>> {
+        let mut all = Vec::new();
+        for index in 0..self.clients.len() {
+            all.push(self.ask(index, query).await);
+        }
+        all
+    }
+
+    /// Compares one query's answers, and gives the first copy's.
+    async fn compare(&self, found: &mut String, what: &str, query: &str) -> Vec<String> {
+        let mut all = self.ask_all(query).await;
+        self.report(found, what, &all);
+        all.swap_remove(0)
+    }
+
+    async fn compare_rows(&self, found: &mut String, tables: &[String]) {
+        for table in tables {
+            let sums = format!(
+                "select format('%s %s %s', count(*), sum(hashtextextended(row(r.*)::text, 1)::numeric),
+                        sum(hashtextextended(row(r.*)::text, 2)::numeric)) from only {table} as r"
+            );
+            let sums = self.ask_all(&sums).await;
+            let first = sums[0].concat();
+            let count: u64 = first
+                .split(' ')
+                .next()
+                .and_then(|n| n.parse().ok())
+                .unwrap_or(0);
+            let what = format!("rows of {table}");
+            // Unequal sums of a large table say enough: its rows are not fetched.
+            if count > ROWS_MAX {
+                self.report(found, &what, &sums);
+                continue;
+            }
             let rows = format!(
                 "select row(r.*)::text from only {table} as r order by row(r.*)::text collate \"C\""
             );
-            all.clear();
-            for (copy, client) in &clients {
-                all.push(lines(copy, client, &rows).await);
+            self.compare(found, &what, &rows).await;
+            if found.is_empty() {
+                // Between the two looks the copies became equal, or the sums lie: look again.
+                self.report(found, &what, &sums);
             }
         }
-        let what = format!("rows of {table} in {database}");
-        report(found, &what, copies, &all);
-        if !equal && found.is_empty() {
-            // Between the two looks the copies became equal, or the sums lie: look again.
-            writeln!(found, "{what}: the sums differ").expect("a string");
+    }
+
+    /// Writes down which lines the first copy has and another lacks, and the other way round.
+    fn report(&self, found: &mut String, what: &str, all: &[Vec<String>]) {
+        let reference = count(&all[0]);
+        for (copy, lines) in self.copies.iter().zip(all).skip(1) {
+            if *lines == all[0] || found.len() > 20_000 {
+                continue;
+            }
+            let other = count(lines);
+            let (first, database) = (&self.copies[0].name, &self.database);
+            writeln!(found, "{what} of {database}: {first} against {}", copy.name)
+                .expect("a string");
+            let missing = surplus(&reference, &other);
+            let more = surplus(&other, &reference);
+            for (sign, list) in [("only on the first", missing), ("only on the other", more)] {
+                writeln!(found, "  {} {sign}", list.len()).expect("a string");
+                for line in list.iter().take(SHOWN) {
+                    let line: String = line.chars().take(300).collect();
+                    writeln!(found, "    {line}").expect("a string");
+                }
+            }
         }
     }
 }
@@ -214,30 +253,6 @@ fn schema(copy: &Copy, database: &str) -> Vec<String> {
         .filter(|line| !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict"))
         .map(str::to_owned)
         .collect()
-}
-
-/// Writes down which lines the first copy has and another lacks, and the other way round.
-fn report(found: &mut String, what: &str, copies: &[Copy], all: &[Vec<String>]) {
-    let reference = count(&all[0]);
-    for (copy, lines) in copies.iter().zip(all).skip(1) {
-        if *lines == all[0] {
-            continue;
-        }
-        let other = count(lines);
-        writeln!(found, "{what}: {} against {}", copies[0].name, copy.name).expect("a string");
-        let missing = surplus(&reference, &other);
-        let more = surplus(&other, &reference);
-        for (sign, list) in [("only on the first", missing), ("only on the other", more)] {
-            writeln!(found, "  {} {sign}", list.len()).expect("a string");
-            for line in list.iter().take(SHOWN) {
-                writeln!(found, "    {}", line.chars().take(300).collect::<String>())
-                    .expect("a string");
-            }
-        }
-        if found.len() > 20_000 {
-            return;
-        }
-    }
 }
 
 fn count(lines: &[String]) -> BTreeMap<&str, usize> {
