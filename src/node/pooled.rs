@@ -36,8 +36,23 @@ impl Pooled {
     /// name, a bad value) leaves them as they were. When dropped midway the lease must be discarded.
     pub async fn adopt(&mut self, wanted: &Settings) -> Result<(), BackendError> {
         if let Some(sql) = settings::difference(&self.carried.settings, wanted) {
+            // A simple query is the end of the unnamed statement.
+            self.carried.unnamed = None;
             self.backend.query(&sql).await?;
             self.carried.settings.clone_from(wanted);
+        }
+        Ok(())
+    }
+
+    /// Undoes what code of another session may have left where no probe sees it. When dropped midway
+    /// the lease must be discarded.
+    pub async fn cleanse(&mut self) -> Result<(), BackendError> {
+        if self.carried.tainted {
+            self.carried.unnamed = None;
+            let sql = "reset session authorization; reset role; reset all";
+            self.backend.query(sql).await?;
+            self.carried.settings.clear();
+            self.carried.tainted = false;
         }
         Ok(())
     }

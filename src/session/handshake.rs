@@ -362,7 +362,10 @@ impl Handshake {
             .map_err(ClientError::from)?;
         pool.note_defaults(&facts.defaults);
         let mut lease = pool.acquire().await.map_err(ClientError::from)?;
-        let adopted = lease.adopt(settings).await;
+        let adopted = match lease.cleanse().await {
+            Ok(()) => lease.adopt(settings).await,
+            Err(error) => Err(error),
+        };
         let told = lease.backend.parameters.clone();
         let name = || shared.node_name(writer);
         match adopted {

@@ -380,6 +380,8 @@ impl Session {
             tries += 1;
             self.cancel.wait();
             let mut lease = tokio::select! {
+                // A free connection is there at the first look, and then nothing else is looked at.
+                biased;
                 lease = self.pool.acquire() => lease?,
                 () = self.cancel.requested() => return Err(ClientError::Cancelled),
                 () = self.shared.abort.cancelled() => return Err(ClientError::ShuttingDown),
@@ -405,23 +407,15 @@ impl Session {
     /// Undoes what another session left on the connection and this one must not find.
     async fn dress(&self, lease: &mut Lease, wants_sequences: bool) -> Result<(), BackendError> {
         let stranger = lease.carried.last_session != self.id;
-        if stranger && lease.carried.tainted {
-            let clean = "reset session authorization; reset role; reset all";
-            lease.backend.query(clean).await?;
-            lease.carried.settings.clear();
-            lease.carried.tainted = false;
-            lease.carried.unnamed = None;
+        if stranger {
+            lease.cleanse().await?;
         }
         if stranger && wants_sequences {
             lease.backend.query("discard sequences").await?;
             lease.carried.unnamed = None;
         }
         lease.carried.last_session = self.id;
-        if lease.carried.settings != self.state.wanted {
-            lease.carried.unnamed = None;
-            lease.adopt(&self.state.wanted).await?;
-        }
-        Ok(())
+        lease.adopt(&self.state.wanted).await
     }
 
     /// Tells the client which parameters differ from what it was told last.

@@ -161,11 +161,11 @@ async fn ten_thousand_come_and_go() {
                 let mut client = connect(port).await;
                 // Some leave at once, some halfway, some at the door, and some go in.
                 let first = startup(3, 0, &[("user", USER), ("database", DATABASE)]);
-                match (round + worker) % 10 {
-                    0 => {}
-                    1 => client.send(&first[..6]).await,
-                    2..=4 => client.send(&first).await,
-                    5..=8 => {
+                match (round + worker) % 40 {
+                    0..=15 => {}
+                    16..=29 => client.send(&first[..6]).await,
+                    30..=34 => client.send(&first).await,
+                    35..=38 => {
                         client.send(&first).await;
                         client.frame().await.expect("the request for SASL");
                     }
