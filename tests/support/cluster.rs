@@ -460,7 +460,8 @@ fn template(install: &PgInstall, account: Option<&Account>) -> Server {
     let place = place(Path::new(env!("CARGO_MANIFEST_DIR")), account).expect("a place");
     let hash = synapsedb::ids::fnv1a(install.bin.as_os_str().as_encoded_bytes());
     let who = account.map_or("self", |account| account.name.as_str());
-    let name = format!("{}-{who}-{hash:016x}", install.version);
+    // Raise the first number whenever `Server::init` makes something else than before.
+    let name = format!("2-{}-{who}-{hash:016x}", install.version);
     let folder = place.join("test-templates").join(name);
     std::fs::create_dir_all(folder.parent().expect("has one")).expect("our own place");
     let lock = File::create(folder.with_extension("lock")).expect("our own place");
