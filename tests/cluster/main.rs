@@ -5,4 +5,6 @@ mod support;
 
 mod commands;
 mod comparison;
+mod demo;
 mod servers;
+mod smoke;
