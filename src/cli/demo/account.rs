@@ -159,7 +159,8 @@ mod tests {
             uid: 4_000_000,
             gid: 4_000_000,
         };
-        // tempdir makes it 0700.
+        let closed = std::fs::Permissions::from_mode(0o700);
+        std::fs::set_permissions(top.path(), closed).expect("ours");
         assert!(!Account::can_reach(Some(&stranger), &inner));
         let open = std::fs::Permissions::from_mode(0o755);
         std::fs::set_permissions(top.path(), open).expect("ours");
