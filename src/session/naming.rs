@@ -39,6 +39,38 @@ impl Session {
         Some(format!("deallocate {}", statement.server_name()))
     }
 
+    /// The same in the extended protocol: taken out of the session's books at once, and put back where the
+    /// batch fails before it.
+    pub(super) fn deallocation_in_batch(&mut self, brief: &Brief) -> Option<String> {
+        let name = brief.deallocates.as_ref()?;
+        let statement = Arc::clone(self.prepared.get(name.as_bytes())?);
+        self.ensure(&statement);
+        let mut undo = self.prepared.name(name.as_bytes(), None);
+        if let Some(lease) = &mut self.lease {
+            lease.carried.statements.remove(statement.id);
+            undo.on_connection = Some((statement.id, true));
+        }
+        let mut entry = Entry::local(Bytes::new());
+        entry.undo = Some(Box::new(undo));
+        self.pipeline.push(entry);
+        Some(format!("deallocate {}", statement.server_name()))
+    }
+
+    /// Prepares it as the unnamed statement.
+    pub(super) fn parse_deallocation(&mut self, sql: &str, brief: Arc<Brief>) {
+        let tail = [sql.as_bytes(), b"\0\0\0"].concat();
+        let statement = Arc::new(Statement::new(0, Bytes::from(tail), brief));
+        statement.put_parse("", &mut self.to_server);
+        let mut entry = Entry::client(Expect::Parse);
+        if let Some(lease) = &mut self.lease {
+            let undo = self
+                .prepared
+                .set_unnamed(statement, self.id, &mut lease.carried);
+            entry.undo = Some(Box::new(undo));
+        }
+        self.pipeline.push(entry);
+    }
+
     pub(super) fn parse_unnamed(&mut self, header: Header, tail: Range<usize>, brief: Arc<Brief>) {
         let kept = tail.len() <= UNNAMED_BYTES_MAX;
         let tail = if kept {
@@ -46,7 +78,7 @@ impl Session {
         } else {
             Bytes::new()
         };
-        let statement = Arc::new(Statement { id: 0, tail, brief });
+        let statement = Arc::new(Statement::new(0, tail, brief));
         let mut entry = Entry::client(Expect::Parse);
         if let Some(lease) = &mut self.lease {
             let undo = self
@@ -70,7 +102,9 @@ impl Session {
             lease.carried.statements.insert(statement.id);
             undo.on_connection = Some((statement.id, false));
             statement.put_parse(&statement.server_name(), &mut self.to_server);
-            Entry::client(Expect::Parse)
+            let mut entry = Entry::client(Expect::Parse);
+            entry.statement = Some(Arc::clone(statement));
+            entry
         };
         entry.undo = Some(Box::new(undo));
         self.pipeline.push(entry);

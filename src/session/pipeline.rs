@@ -5,10 +5,11 @@
 //! unseen, and that after an error exactly one `ReadyForQuery` comes per Sync. Pure: no socket, no clock.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::session::prepared::Undo;
+use crate::session::prepared::{Statement, Undo};
 
 /// Which message's answer is awaited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +72,8 @@ pub struct Entry {
     pub risk: Risk,
     /// What to take back where the node never ran it.
     pub undo: Option<Box<Undo>>,
+    /// Of a Parse: what the node has proved to understand once it answers.
+    pub statement: Option<Arc<Statement>>,
     /// What the client gets: for a local answer the answer, else what stands in for the node's error.
     pub words: Option<Bytes>,
     /// Moves error positions: in which place how many characters were put in.
@@ -85,6 +88,7 @@ impl Entry {
             own: None,
             risk: Risk::None,
             undo: None,
+            statement: None,
             words: None,
             splices: None,
         }
@@ -271,7 +275,10 @@ impl Pipeline {
             }
         };
         if done {
-            self.queue.pop_front();
+            let answered = self.queue.pop_front();
+            if let Some(statement) = answered.and_then(|entry| entry.statement) {
+                statement.prove();
+            }
             self.copying = false;
         }
         Ok(mine)

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -30,9 +30,33 @@ pub struct Statement {
     pub tail: Bytes,
     /// What running it means.
     pub brief: Arc<Brief>,
+    /// A node has understood it.
+    proven: AtomicBool,
 }
 
 impl Statement {
+    /// A statement with this number.
+    pub fn new(id: u64, tail: Bytes, brief: Arc<Brief>) -> Self {
+        let proven = AtomicBool::new(false);
+        Self {
+            id,
+            tail,
+            brief,
+            proven,
+        }
+    }
+
+    /// A node has understood it.
+    pub fn prove(&self) {
+        self.proven.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a node has ever understood it: then Parse needs no connection, and what has changed since
+    /// shows at Bind or Describe.
+    pub fn is_proven(&self) -> bool {
+        self.proven.load(Ordering::Relaxed)
+    }
+
     /// Its name on the nodes.
     pub fn server_name(&self) -> String {
         format!("synapsedb_{}", self.id)
@@ -98,7 +122,7 @@ impl Shelf {
 
     fn make(&self, tail: Bytes, brief: Arc<Brief>) -> Statement {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        Statement { id, tail, brief }
+        Statement::new(id, tail, brief)
     }
 }
 

@@ -16,6 +16,7 @@ use tokio::io::AsyncWriteExt;
 
 use crate::cluster::service::{Alone, Service};
 use crate::error::ClientError;
+use crate::ids::fnv1a;
 use crate::node::backend::BackendError;
 use crate::node::pool::{Lease, Pool};
 use crate::node::pooled::node_error;
@@ -97,6 +98,8 @@ pub struct Session {
     pub(super) id: u64,
     pub(super) user: String,
     pub(super) database: String,
+    /// Tells statements of other users and databases apart.
+    pub(super) scope: u64,
     pub(super) read_only: bool,
     pub(super) cancel: CancelHandle,
     pool: Arc<Pool>,
@@ -157,6 +160,7 @@ pub async fn run(client: Client, shared: Arc<Shared>) {
     let mut session = Session {
         id: shared.relay.sessions.fetch_add(1, Ordering::Relaxed) + 1,
         state: State::new(settings, read_only),
+        scope: fnv1a(format!("{user}\0{database}").as_bytes()),
         shared,
         user,
         database,

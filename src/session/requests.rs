@@ -283,38 +283,53 @@ impl Session {
         }
         let tail = name.end + 1..header.len;
         let brief = self.brief(text_of(&self.input[tail.clone()]));
+        let name = Bytes::copy_from_slice(&self.input[name]);
+        let error = self.parse_fault(&name).or_else(|| self.refusal(&brief));
+        let statement = (error.is_none() && !name.is_empty()).then(|| {
+            let digest = self.state.digest().map(|digest| digest ^ self.scope);
+            let tail = &self.input[tail.clone()];
+            let brief = || Arc::clone(&brief);
+            self.shared.relay.shelf.get(digest, tail, brief)
+        });
+        if self.lease.is_none()
+            && let Some(known) = statement.as_ref().filter(|s| s.is_proven())
+        {
+            self.prepared.name(&name, Some(Arc::clone(known)));
+            backend::parse_complete(&mut self.to_client);
+            self.pass(header, false);
+            return Ok(Step::Next);
+        }
         if !self.connected(header, brief.currval).await? {
             return Ok(Step::Next);
         }
         self.in_batch = true;
-        let known = !name.is_empty() && self.prepared.get(&self.input[name.clone()]).is_some();
-        let error = if known {
-            let name = String::from_utf8_lossy(&self.input[name.clone()]).into_owned();
-            Some(ClientError::StatementExists { name })
-        } else if self.prepared.len() >= PER_SESSION_MAX && !name.is_empty() {
-            let what = "the number of prepared statements of one session";
-            Some(ClientError::TooLarge { what })
-        } else {
-            self.refusal(&brief)
-        };
         if let Some(error) = error {
             self.refuse_parse(&error);
             self.pass(header, false);
-        } else if name.is_empty() {
-            self.parse_unnamed(header, tail, brief);
-        } else {
-            let statement = {
-                let digest = self.state.digest();
-                let tail = &self.input[tail];
-                self.shared.relay.shelf.get(digest, tail, || brief)
-            };
-            let undo = self
-                .prepared
-                .name(&self.input[name], Some(Arc::clone(&statement)));
+        } else if let (true, Some(sql)) = (name.is_empty(), self.deallocation_in_batch(&brief)) {
+            self.parse_deallocation(&sql, brief);
+            self.pass(header, false);
+        } else if let Some(statement) = statement {
+            let undo = self.prepared.name(&name, Some(Arc::clone(&statement)));
             self.parse_named(&statement, undo);
             self.pass(header, false);
+        } else {
+            self.parse_unnamed(header, tail, brief);
         }
         Ok(Step::Next)
+    }
+
+    /// What is wrong with giving a statement this name.
+    fn parse_fault(&self, name: &[u8]) -> Option<ClientError> {
+        if name.is_empty() {
+            return None;
+        }
+        if self.prepared.get(name).is_some() {
+            let name = String::from_utf8_lossy(name).into_owned();
+            return Some(ClientError::StatementExists { name });
+        }
+        let what = "the number of prepared statements of one session";
+        (self.prepared.len() >= PER_SESSION_MAX).then_some(ClientError::TooLarge { what })
     }
 
     fn refuse_parse(&mut self, error: &ClientError) {

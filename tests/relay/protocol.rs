@@ -413,6 +413,13 @@ async fn deallocation(house: &House) {
         b.bind("", "s", &[]).execute("", 0).sync().ask().await,
         "2D(mine)CZ"
     );
+    assert_eq!(a.parse("s", "select 'mine'").sync().ask().await, "1Z");
+    a.parse("", "deallocate s")
+        .bind("", "", &[])
+        .execute("", 0)
+        .sync();
+    assert_eq!(a.ask().await, "12CZ");
+    assert_eq!(a.bind("", "s", &[]).sync().ask().await, "E(26000)Z");
     for all in ["deallocate all", "discard all"] {
         assert_eq!(a.parse("s", "select 'mine'").sync().ask().await, "1Z");
         assert_eq!(a.query(all).ask().await, "CZ");
