@@ -56,9 +56,15 @@ pub const RUNS_OTHERS: &[&str] = &[
     "table_to_xml_and_xmlschema", "table_to_xmlschema", "ts_rewrite", "ts_stat", "xpath_table",
 ];
 
-/// Words that a parenthesis may follow without a call: the grammar's own, and its own types.
-pub fn is_syntax(word: &str) -> bool {
-    SYNTAX.binary_search(&word).is_ok()
+/// Words that the grammar keeps from being a function's name, so that one before a parenthesis is no
+/// call.
+pub fn is_reserved(word: &str) -> bool {
+    RESERVED.binary_search(&word).is_ok()
+}
+
+/// Words that a parenthesis may follow in the grammar, and that may be a function's name as well.
+pub fn may_be_syntax(word: &str) -> bool {
+    AMBIGUOUS.binary_search(&word).is_ok()
 }
 
 /// Functions of the server that change nothing in their session and are not volatile.
@@ -66,22 +72,32 @@ pub fn is_harmless(name: &str) -> bool {
     HARMLESS.binary_search(&name).is_ok()
 }
 
+/// Reserved words and those that only a column or type may be called by, in every version since 15.
 #[rustfmt::skip]
-const SYNTAX: &[&str] = &[
-    "all", "and", "any", "array", "as", "asymmetric", "between", "bigint", "bit", "boolean", "by",
-    "case", "cast", "char", "character", "check", "coalesce", "columns", "conflict", "cube", "dec",
-    "decimal", "distinct", "double", "else", "end", "except", "exists", "explain", "extract",
-    "filter", "float", "from", "full", "greatest", "group", "grouping", "having", "ilike", "in",
-    "inner", "insert", "int", "integer", "intersect", "interval", "into", "is", "join", "json",
-    "json_array", "json_arrayagg", "json_exists", "json_object", "json_objectagg", "json_query",
-    "json_scalar", "json_serialize", "json_table", "json_value", "key", "lateral", "least", "left",
-    "like", "limit", "materialized", "nchar", "not", "nullif", "numeric", "offset", "on", "only",
-    "or", "order", "over", "overlay", "partition", "position", "precision", "primary", "real",
-    "references", "returning", "right", "rollup", "row", "rows", "select", "set", "sets", "similar",
-    "smallint", "some", "substring", "symmetric", "table", "then", "time", "timestamp", "treat",
-    "trim", "union", "unique", "using", "values", "varchar", "varying", "view", "when", "where",
-    "window", "with", "within", "xmlattributes", "xmlconcat", "xmlelement", "xmlexists",
-    "xmlforest", "xmlnamespaces", "xmlparse", "xmlpi", "xmlroot", "xmlserialize", "xmltable",
+const RESERVED: &[&str] = &[
+    "all", "analyse", "analyze", "and", "any", "array", "as", "asc", "asymmetric", "between",
+    "bigint", "bit", "boolean", "both", "case", "cast", "char", "character", "check", "coalesce",
+    "collate", "column", "constraint", "create", "dec", "decimal", "default", "deferrable", "desc",
+    "distinct", "do", "else", "end", "except", "exists", "extract", "false", "fetch", "float",
+    "for", "foreign", "from", "grant", "greatest", "group", "grouping", "having", "in", "initially",
+    "inout", "int", "integer", "intersect", "interval", "into", "lateral", "leading", "least",
+    "limit", "national", "nchar", "none", "normalize", "not", "null", "nullif", "numeric", "offset",
+    "on", "only", "or", "order", "out", "overlay", "placing", "position", "precision", "primary",
+    "real", "references", "returning", "row", "select", "setof", "smallint", "some", "substring",
+    "symmetric", "table", "then", "time", "timestamp", "to", "trailing", "treat", "trim", "true",
+    "union", "unique", "user", "using", "values", "varchar", "variadic", "when", "where", "window",
+    "with", "xmlattributes", "xmlconcat", "xmlelement", "xmlexists", "xmlforest", "xmlnamespaces",
+    "xmlparse", "xmlpi", "xmlroot", "xmlserialize", "xmltable",
+];
+
+#[rustfmt::skip]
+const AMBIGUOUS: &[&str] = &[
+    "by", "cluster", "columns", "conflict", "copy", "cube", "escape", "explain", "filter", "first",
+    "full", "ilike", "inner", "insert", "is", "join", "json", "json_array", "json_arrayagg",
+    "json_exists", "json_object", "json_objectagg", "json_query", "json_scalar", "json_serialize",
+    "json_table", "json_value", "key", "like", "materialized", "merge_action", "next", "operator",
+    "over", "passing", "reindex", "repeatable", "rollup", "set", "sets", "similar", "stdin",
+    "stdout", "vacuum", "zone",
 ];
 
 #[rustfmt::skip]
@@ -136,7 +152,7 @@ mod tests {
 
     #[test]
     fn lists_are_sorted() {
-        for list in [SYNTAX, HARMLESS, PINS, RUNS_OTHERS] {
+        for list in [RESERVED, AMBIGUOUS, HARMLESS, PINS, RUNS_OTHERS] {
             for pair in list.windows(2) {
                 assert!(pair[0] < pair[1], "{pair:?}");
             }

@@ -26,6 +26,8 @@ pub struct CatalogRow {
     pub name: String,
     /// Running or writing it may run code that is not known, or touch the session.
     pub hides: bool,
+    /// Reading it may.
+    pub read_hides: bool,
     /// A query with it is not provably read-only.
     pub unreadable: bool,
     /// Writing it takes values of a sequence.
@@ -39,6 +41,7 @@ pub struct CatalogRow {
 #[allow(clippy::struct_excessive_bools)]
 struct Known {
     hides: bool,
+    read_hides: bool,
     unreadable: bool,
     draws: bool,
     own: bool,
@@ -47,6 +50,7 @@ struct Known {
 impl Known {
     fn or(&mut self, row: &CatalogRow) {
         self.hides |= row.hides;
+        self.read_hides |= row.read_hides;
         self.unreadable |= row.unreadable;
         self.draws |= row.draws;
         self.own |= row.own;
@@ -135,15 +139,18 @@ impl Catalog {
         }
     }
 
-    /// Whether `value.name` may call a function of this name that is not known.
-    pub fn field_may_hide_code(&self, name: &str) -> bool {
+    /// Whether there is a function of this name whose code is not known: for `value.name` and for
+    /// words that are either a call or grammar.
+    pub fn function_may_hide_code(&self, name: &str) -> bool {
         let functions = self.functions.as_ref();
         functions.is_some_and(|known| known.get(name).is_some_and(|known| known.hides))
     }
 
-    /// Whether behind a relation or type of this name code may run that is not known.
-    pub fn word_may_hide_code(&self, name: &str) -> bool {
-        self.types.contains(name) || self.relations.get(name).is_some_and(|known| known.hides)
+    /// Whether behind a relation or type of this name code may run that is not known, when it is
+    /// only read, or written too.
+    pub fn word_may_hide_code(&self, name: &str, written: bool) -> bool {
+        let hides = |known: &Known| known.read_hides || written && known.hides;
+        self.types.contains(name) || self.relations.get(name).is_some_and(hides)
     }
 
     /// Whether an operator of this name may run code that is not known.
@@ -189,7 +196,12 @@ impl Catalog {
                 .get(name.as_str())
                 .is_some_and(|known| known.own && known.unreadable)
         };
-        if let Some(name) = names.fields.iter().find(hidden_call) {
+        if let Some(name) = names
+            .fields
+            .iter()
+            .chain(&names.maybe_calls)
+            .find(hidden_call)
+        {
             return Err(Reason::Function(name.clone()));
         }
         let not_syntax =

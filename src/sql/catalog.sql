@@ -1,8 +1,9 @@
 -- What a database's names stand for, for sql/catalog.rs: one row a name, one SELECT, no side effect.
 --
 -- Columns: kind, schema (of relations only), name, hides (running or writing it may run code that is
--- not known or bound to the session), unreadable (a query with it is not provably read-only), draws
--- (writing it takes values of a sequence), own (the user's own, not the server's).
+-- not known or does something to the session), read_hides (reading it may), unreadable (a query with
+-- it is not provably read-only), draws (writing it takes values of a sequence), own (the user's own,
+-- not the server's).
 -- OIDs below 16384 are the server's own objects.
 
 with recursive
@@ -66,13 +67,17 @@ hiding(oid) as (
   select oid from wild
   union
   select oid from pg_catalog.pg_proc where oid < 16384 and proname in (select name from effects)),
-unreadable(oid) as (
+volatile(oid) as (
   select oid from hiding
   union
   select oid from pg_catalog.pg_proc
+   where oid < 16384 and provolatile = 'v' and proname not in (select name from readable)),
+unreadable(oid) as (
+  select oid from volatile
+  union
+  select oid from pg_catalog.pg_proc
    where oid < 16384
-     and (provolatile = 'v' and proname not in (select name from readable)
-          or proname in (select name from bound)
+     and (proname in (select name from bound)
           or proname in (select name from node_bound)
           or proname ~ '^pg_' and proname not in (select name from plain))),
 -- Expressions that a relation or type carries, and the functions and relations they use.
@@ -131,6 +136,13 @@ hiding_relation(oid) as (
   union
   select u.relation from hiding_relation h
     join (select * from uses union select * from cascades) u on u.used = h.oid),
+hiding_reader(oid) as (
+  select relation from calls
+   where source in ('rule', 'policy', 'generated') and function in (select oid from hiding)
+  union
+  select oid from pg_catalog.pg_class where relkind = 'f'
+  union
+  select u.relation from hiding_reader h join uses u on u.used = h.oid),
 unreadable_relation(oid) as (
   select c.relation from calls c
    where c.source in ('rule', 'policy', 'generated') and c.function in (select oid from unreadable)
@@ -161,7 +173,7 @@ implicit(hides) as (
                     and oprname in ('=', '<>', '<', '<=', '>', '>=', '~', '~~', '~~*', '!~~', '!~~*')))
 select 'function' as kind, null::text as schema, p.proname::text as name,
        bool_or(p.oid in (select oid from wild) or taken.checked and p.oid >= 16384) as hides,
-       bool_or(p.oid in (select oid from unreadable) or taken.checked) as unreadable,
+       false as read_hides, bool_or(p.oid in (select oid from unreadable) or taken.checked) as unreadable,
        false as draws, bool_or(p.oid >= 16384 and n.nspname <> 'synapsedb') as own
   from pg_catalog.pg_proc p
   join pg_catalog.pg_namespace n on n.oid = p.pronamespace
@@ -172,20 +184,21 @@ select 'function' as kind, null::text as schema, p.proname::text as name,
  group by p.proname
 union all
 select 'operator', null, o.oprname, bool_or(o.oprcode in (select oid from wild)),
-       bool_or(o.oprcode in (select oid from unreadable)), false, bool_or(o.oid >= 16384)
+       false, bool_or(o.oprcode in (select oid from volatile)), false, bool_or(o.oid >= 16384)
   from pg_catalog.pg_operator o group by o.oprname
 union all
-select 'type', null, t.typname, true, true, false, true
+select 'type', null, t.typname, true, true, true, false, true
   from pg_catalog.pg_type t
  where t.oid in (select oid from checked_type)
     or t.oid in (select casttarget from pg_catalog.pg_cast where castfunc in (select oid from wild))
  group by t.typname
 union all
 select 'relation', n.nspname, c.relname, c.oid in (select oid from hiding_relation),
+       c.oid in (select oid from hiding_reader),
        c.oid in (select oid from unreadable_relation), c.oid in (select oid from drawing_relation),
        n.nspname not in ('pg_catalog', 'information_schema', 'pg_toast', 'synapsedb')
   from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
  where c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
    and n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
 union all
-select 'implicit', null, '', hides, hides, false, false from implicit
+select 'implicit', null, '', hides, hides, hides, false, false from implicit

@@ -10,7 +10,9 @@ use super::names::{Names, dotted_name};
 use super::prove::{self, Proven};
 use super::settings;
 use super::split::Piece;
-use super::statement::{Discard, Effects, Isolation, Kind, Modes, Reason, StatementFacts, Upkeep};
+use super::statement::{
+    Discard, Effects, Isolation, Kind, Modes, Reason, Scope, StatementFacts, Upkeep,
+};
 use super::words::Words;
 
 /// The facts of one statement.
@@ -71,13 +73,17 @@ fn kind_effects(kind: &Kind, words: Words<'_>) -> Effects {
     };
     let temporary = if names_temporary(words) { pins } else { none };
     let own = match kind {
-        Kind::Set { .. }
-        | Kind::SetRole { .. }
-        | Kind::SetSessionAuthorization { .. }
-        | Kind::Reset(_)
-        | Kind::ResetAll
-        | Kind::SetTransaction { .. } => settings,
+        // What is LOCAL ends with its transaction.
+        Kind::Set { scope, .. }
+        | Kind::SetRole { scope, .. }
+        | Kind::SetSessionAuthorization { scope, .. }
+        | Kind::SetTransaction { scope, .. } => match scope {
+            Scope::Session => settings,
+            Scope::Local => none,
+        },
+        Kind::Reset(_) | Kind::ResetAll => settings,
         Kind::Discard(Discard::All) => unknown,
+        Kind::Discard(Discard::Plans) => none,
         Kind::Discard(_)
         | Kind::Prepare(_)
         | Kind::Deallocate(_)
@@ -92,10 +98,19 @@ fn kind_effects(kind: &Kind, words: Words<'_>) -> Effects {
         Kind::Execute(_) | Kind::Do | Kind::Call | Kind::Ddl(_) | Kind::CreateSubscription => {
             unknown
         }
+        Kind::Explain { analyze: true } if !explains_rows(words) => unknown,
+        // Triggers fire on tables that the text does not name.
+        Kind::Write if words.is(0, "truncate") && words.find(1, "cascade").is_some() => unknown,
         Kind::Unknown => Effects::ALL,
         _ => none,
     };
     own.or(temporary)
+}
+
+/// Whether an EXPLAIN is of a query or a write, not of EXECUTE or the like.
+fn explains_rows(words: Words<'_>) -> bool {
+    let inner = explained(words).map(|(_, inner)| kind(words.from(inner)).0);
+    matches!(inner, Some(Kind::Query | Kind::Write))
 }
 
 /// Names a temporary schema, or makes something temporary.
@@ -151,18 +166,18 @@ pub fn kind(words: Words<'_>) -> (Kind, bool) {
     (kind.unwrap_or(Kind::Unknown), true)
 }
 
-/// SELECT and its like. INTO is spoken for by DDL; a data-modifying WITH is a write.
+/// SELECT and its like. INTO is spoken for by DDL; what holds the verb of a write is one.
 fn query(words: Words<'_>) -> Option<Kind> {
     const WRITES: [&str; 4] = ["insert", "update", "delete", "merge"];
     let parens = words.leading_parens();
     if words.is(parens, "with") {
         words.behind_with(parens)?;
-        let writes = (0..words.len()).any(|at| words.is_any(at, &WRITES));
-        return Some(if writes { Kind::Write } else { Kind::Query });
+    } else if !words.is_any(parens, &["select", "values", "table"]) {
+        return None;
     }
-    words
-        .is_any(parens, &["select", "values", "table"])
-        .then_some(Kind::Query)
+    let locks = |at: usize| at > 0 && words.is_any(at - 1, &["for", "key"]);
+    let writes = (0..words.len()).any(|at| words.is_any(at, &WRITES) && !locks(at));
+    Some(if writes { Kind::Write } else { Kind::Query })
 }
 
 fn transaction(words: Words<'_>, word: &str) -> Option<Kind> {
@@ -367,4 +382,124 @@ fn upkeep(words: Words<'_>, word: &str) -> (Kind, bool) {
 pub fn literal_or_name(words: Words<'_>, at: usize) -> Option<String> {
     let token = *words.tokens.get(at)?;
     text_of(words.text, token).or_else(|| words.name(at))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::catalog::Catalog;
+    use super::super::statement::{Facts, Verdict};
+    use super::super::{pieces, rewrite};
+
+    /// Everything that is done with a text, whatever it is.
+    fn use_all(text: &str, scs: bool) {
+        let catalog = Catalog::from_rows(1, []);
+        let facts = Facts::of(text, scs);
+        for statement in &facts.statements {
+            assert!(text.get(statement.bytes.clone()).is_some());
+        }
+        let _ = (
+            facts.verdict(&catalog),
+            facts.effects(&catalog),
+            facts.mentions_metadata(),
+        );
+        let _ = rewrite::metadata(text, scs, &facts, &catalog);
+        let _ = pieces::piece(text, 1, "CREATE TABLE", false, scs);
+        let _ = pieces::plain_form(text);
+    }
+
+    /// Words that mean something to the classifier, and what stands between them.
+    fn soup() -> impl Strategy<Value = String> {
+        const WORDS: &[&str] = &[
+            "select",
+            "insert",
+            "update",
+            "with",
+            "as",
+            "(",
+            ")",
+            ";",
+            ",",
+            ".",
+            "from",
+            "into",
+            "for",
+            "set",
+            "local",
+            "session",
+            "to",
+            "=",
+            "'x'",
+            "E'\\'",
+            "$$",
+            "$1",
+            "1",
+            "\"q\"",
+            "U&\"q\"",
+            "begin",
+            "atomic",
+            "end",
+            "create",
+            "table",
+            "function",
+            "temp",
+            "explain",
+            "analyze",
+            "copy",
+            "stdin",
+            "rollback",
+            "savepoint",
+            "recursive",
+            "search",
+            "cycle",
+            "using",
+            "grant",
+            "on",
+            "database",
+            "cluster_nodes",
+            "check_quorum",
+            "union",
+            "join",
+            "[",
+            "]",
+            "::",
+            "--\n",
+            "/*",
+            "*/",
+            "é",
+            "\n",
+            "concurrently",
+            "detach",
+            "reindex",
+            "authorization",
+            "role",
+            "time",
+            "zone",
+            "prepare",
+        ];
+        let word = prop::sample::select(WORDS);
+        prop::collection::vec(word, 0..40).prop_map(|words| words.join(" "))
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text in "\\PC{0,200}", scs: bool) {
+            use_all(&text, scs);
+        }
+
+        #[test]
+        fn no_soup_panics(text in soup(), scs: bool) {
+            use_all(&text, scs);
+        }
+
+        #[test]
+        fn a_text_with_a_write_is_no_read(before in soup(), after in soup()) {
+            // What opens here may close behind the write and make it a literal or a comment.
+            prop_assume!(!before.contains("$$") && !before.contains("/*"));
+            let text = format!("{before} ; delete from t ; {after}");
+            let facts = Facts::of(&text, true);
+            prop_assert_ne!(facts.verdict(&Catalog::from_rows(1, [])), Verdict::Read);
+        }
+    }
 }

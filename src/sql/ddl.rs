@@ -146,6 +146,10 @@ fn create(words: Words<'_>) -> Option<Command> {
             "CREATE TABLE AS".clone_into(&mut command.tag);
         }
         "index" => command.transactional = !words.is(behind, "concurrently"),
+        // Without a handler it is another way to write CREATE EXTENSION, since 13.
+        "language" if words.find(behind, "handler").is_none() => {
+            "CREATE EXTENSION".clone_into(&mut command.tag);
+        }
         "database" | "tablespace" | "subscription" => command.transactional = false,
         "system" | "owned" | "default privileges" | "large object" => return None,
         _ => {}

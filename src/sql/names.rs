@@ -7,6 +7,7 @@ use super::builtins;
 use super::catalog::Catalog;
 use super::lexer::{Token, TokenKind, name_of, text_of};
 use super::statement::{Effects, Reason};
+use super::words::Words;
 
 /// A relation as a text names it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,6 +25,9 @@ pub struct Names {
     pub words: Vec<String>,
     /// What stands before a parenthesis as a function's name does.
     pub calls: Vec<String>,
+    /// Likewise, where it may also be a word of the grammar (`over (`): a call only if there is such a
+    /// function.
+    pub maybe_calls: Vec<String>,
     /// Every operator.
     pub operators: Vec<String>,
     /// Settings with a dot in their name that SET, `set_config` or `current_setting` names.
@@ -64,11 +68,10 @@ impl Names {
                     let Some(name) = name_of(text, *token) else {
                         continue;
                     };
-                    let called = tokens
-                        .get(at + 1)
-                        .is_some_and(|t| t.kind == TokenKind::Open);
-                    if called && is_call(text, tokens, at, &name) {
-                        names.calls.push(name.clone());
+                    match call(text, tokens, at, &name) {
+                        Call::Sure => names.calls.push(name.clone()),
+                        Call::Perhaps => names.maybe_calls.push(name.clone()),
+                        Call::No => {}
                     }
                     if at > 0 && tokens[at - 1].kind == TokenKind::Dot {
                         names.fields.push(name.clone());
@@ -82,6 +85,7 @@ impl Names {
         for list in [
             &mut names.words,
             &mut names.calls,
+            &mut names.maybe_calls,
             &mut names.fields,
             &mut names.operators,
             &mut names.placeholders,
@@ -100,19 +104,24 @@ impl Names {
             .fold(Effects::default(), Effects::or)
     }
 
-    /// Whether running it may run code that is not known to leave the session as it was.
-    pub fn effects_unknown(&self, catalog: &Catalog) -> bool {
+    /// Whether running it may run code that is not known to leave the session as it was; `written`
+    /// says that it may write what it names.
+    pub fn effects_unknown(&self, catalog: &Catalog, written: bool) -> bool {
+        let any =
+            |list: &[String], hides: &dyn Fn(&str) -> bool| list.iter().any(|name| hides(name));
         self.opaque
-            || self.calls.iter().any(|name| !catalog.call_is_tame(name))
-            || self
-                .words
-                .iter()
-                .any(|name| catalog.word_may_hide_code(name))
-            || self
-                .operators
-                .iter()
-                .any(|name| catalog.operator_may_hide_code(name))
             || catalog.implicit_code()
+            || any(&self.calls, &|name| !catalog.call_is_tame(name))
+            || any(&self.maybe_calls, &|name| {
+                catalog.function_may_hide_code(name)
+            })
+            || any(&self.fields, &|name| catalog.function_may_hide_code(name))
+            || any(&self.words, &|name| {
+                catalog.word_may_hide_code(name, written)
+            })
+            || any(&self.operators, &|name| {
+                catalog.operator_may_hide_code(name)
+            })
     }
 
     /// Whether all names are harmless, for a query that is one as far as its text goes.
@@ -155,27 +164,63 @@ impl Names {
     }
 }
 
-/// A name before a parenthesis that may be a function: not the grammar's own words, and not the
-/// target of INSERT INTO or COPY with its columns.
-fn is_call(text: &str, tokens: &[Token], at: usize, name: &str) -> bool {
-    let quoted = tokens[at].kind != TokenKind::Word;
+/// Whether a name is called.
+enum Call {
+    Sure,
+    Perhaps,
+    No,
+}
+
+/// Whether the name at `at` is called. A parenthesis also follows the grammar's own words, the target
+/// of INSERT INTO and COPY, an alias behind AS, and a WITH query.
+fn call(text: &str, tokens: &[Token], at: usize, name: &str) -> Call {
+    let words = Words { text, tokens };
+    if words.kind(at + 1) != Some(TokenKind::Open) {
+        return Call::No;
+    }
+    let qualified = |first: usize| {
+        first >= 2
+            && words.kind(first - 1) == Some(TokenKind::Dot)
+            && words.kind(first - 2).is_some_and(TokenKind::is_name)
+    };
     let mut first = at;
-    while first >= 2 && tokens[first - 1].kind == TokenKind::Dot && tokens[first - 2].kind.is_name()
-    {
+    while qualified(first) {
         first -= 2;
     }
-    let qualified = first != at;
-    if !quoted && !qualified && builtins::is_syntax(name) {
-        return false;
+    let bare = first == at && words.kind(at) == Some(TokenKind::Word);
+    let behind = |word: &str| first > 0 && words.is(first - 1, word);
+    if bare && builtins::is_reserved(name)
+        || behind("into")
+        || behind("as")
+        || first == 1 && behind("copy")
+        || names_with_query(words, at)
+    {
+        Call::No
+    } else if bare && builtins::may_be_syntax(name) {
+        Call::Perhaps
+    } else {
+        Call::Sure
     }
-    let before = first.checked_sub(1).map(|before| tokens[before]);
-    let target = before.is_some_and(|token| {
-        let word = &text[token.start..token.end];
-        token.kind == TokenKind::Word
-            && (word.eq_ignore_ascii_case("into")
-                || first == 1 && word.eq_ignore_ascii_case("copy"))
-    });
-    !target
+}
+
+/// `name (columns) AS [[NOT] MATERIALIZED] (query)`, as only a WITH has it: in FROM, what stands in
+/// the second parentheses are columns, and none is called SELECT.
+fn names_with_query(words: Words<'_>, at: usize) -> bool {
+    let with = at > 0
+        && (words.is_any(at - 1, &["with", "recursive"])
+            || words.kind(at - 1) == Some(TokenKind::Comma));
+    let Some(behind) = Some(at + 1)
+        .filter(|_| with)
+        .and_then(|open| words.behind_parens(open))
+    else {
+        return false;
+    };
+    let mut open = behind + 1;
+    open += usize::from(words.is(open, "not"));
+    open += usize::from(words.is(open, "materialized"));
+    words.is(behind, "as")
+        && words.kind(open) == Some(TokenKind::Open)
+        && words.is_any(open + 1, &["select", "with", "table"])
 }
 
 /// Settings named as `a.b`: behind SET, and as the first argument of the functions for settings.

@@ -331,19 +331,21 @@ pub struct StatementFacts {
 impl StatementFacts {
     /// What running it may do, given what the database's names stand for.
     pub fn effects(&self, catalog: &Catalog) -> Effects {
-        let runs = !matches!(
-            self.kind,
-            Kind::Explain { analyze: false } | Kind::Prepare(_) | Kind::Show(_)
-        );
+        let (reads, runs) = match &self.kind {
+            Kind::Explain { analyze: false } | Kind::Prepare(_) | Kind::Show(_) => (true, false),
+            Kind::Explain { analyze: true } => (self.query.is_ok(), true),
+            Kind::Query | Kind::DeclareCursor { .. } => (true, true),
+            _ => (false, true),
+        };
         if !runs {
             return self.named_effects;
         }
-        let writes = !matches!(self.kind, Kind::Query);
+        let inserts = matches!(self.kind, Kind::Write | Kind::CopyIn | Kind::Explain { .. });
         let draws = Effects {
-            draws_sequence: writes && self.names.draws_sequence(catalog),
+            draws_sequence: inserts && !reads && self.names.draws_sequence(catalog),
             ..Effects::default()
         };
-        let hidden = if self.names.effects_unknown(catalog) {
+        let hidden = if self.names.effects_unknown(catalog, !reads) {
             Effects {
                 uses_sequence_state: false,
                 ..Effects::ALL

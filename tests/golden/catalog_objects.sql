@@ -1,0 +1,57 @@
+-- The objects behind tests/golden/catalog.txt: one of each kind that may hide code.
+-- catalog.txt holds the rows that src/sql/catalog.sql gives for them, as `psql -At` prints them, and
+-- those of the server's own names that the golden statements use.
+
+create function f_wild() returns int language plpgsql as $$ begin return 1; end $$;
+create function f_stable(int) returns int language sql stable as 'select $1';
+create function f_liar() returns text language plpgsql stable as $$ begin return set_config('a.b', 'x', false); end $$;
+create function f_imm(int) returns int language sql immutable as 'select $1';
+create function overloaded(int) returns int language sql immutable as 'select 1';
+create function overloaded(text) returns int language sql as 'select 1';
+create function upper(int) returns int language sql immutable as 'select 1';
+create function lower(int) returns int language plpgsql as $$ begin return 1; end $$;
+create table t(id serial primary key, a int, b text, doc jsonb, at timestamptz default now());
+create table "Mixed"(id int);
+create table plain(id int primary key, a int);
+create function f_row(t) returns int language plpgsql as $$ begin return 1; end $$;
+create table by_identity(id int generated always as identity);
+create table trig(id int, p int references plain on delete cascade);
+create function f_trig() returns trigger language plpgsql as $$ begin return new; end $$;
+create trigger tr before insert or delete on trig for each row execute function f_trig();
+create table part(id int) partition by range (id);
+create table part_1 partition of part for values from (0) to (10);
+create trigger tr before insert on part_1 for each row execute function f_trig();
+create table secured(id int, owner text);
+create policy p on secured using (f_wild() = 1);
+alter table secured enable row level security;
+create table secured_well(id int, owner text);
+create policy p on secured_well using (owner = current_user);
+alter table secured_well enable row level security;
+create view v_plain as select a, upper(b) from t;
+create view v_lock as select * from plain for update;
+create view v_draws as select nextval('t_id_seq');
+create view v_locks as select pg_try_advisory_lock(1);
+create view v_wild as select f_wild();
+create view v_over as select * from v_wild;
+create view v_stat as select * from pg_stat_activity;
+create view v_ruled as select 1 as a;
+create rule r as on insert to v_ruled do instead select f_wild();
+create materialized view m_plain as select a from t;
+create function is_email(text) returns bool language plpgsql as $$ begin return true; end $$;
+create domain email as text check (is_email(value));
+create domain small as int check (value < 10);
+create table mails(id int, e email);
+create table smalls(id int, s small);
+create function takes_email(email) returns int language sql immutable as 'select 1';
+create type mood as enum ('sad', 'ok');
+create function same(text, text) returns bool language plpgsql as $$ begin return true; end $$;
+create operator === (leftarg = text, rightarg = text, function = same);
+create operator <+> (leftarg = int, rightarg = int, function = int4pl);
+create function f_add(int, int) returns int language plpgsql as $$ begin return 1; end $$;
+create aggregate agg_wild(int) (sfunc = f_add, stype = int);
+create aggregate agg_tame(int) (sfunc = int4pl, stype = int);
+create table with_default(id int default f_wild());
+create table conflict_log(id int);
+create schema app;
+create table app.t(id int);
+create table app.only_here(id int);
