@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use synapsedb::cli::demo::server::{Server, ServerError, Spec, Stop, accepts_connections};
 
+use synapsedb::cli::demo::signal::DieWithUs;
+
 use crate::support::cluster::TestCluster;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -105,4 +107,23 @@ async fn a_taken_port_and_a_broken_setting_are_named() {
             "its log is shown: {error}"
         );
     });
+}
+
+#[test]
+fn what_must_die_with_us_does_and_is_spared_when_called_off() {
+    let sleeper = || {
+        let child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .expect("sleep");
+        (i32::try_from(child.id()).expect("small"), child)
+    };
+    let (pid, mut child) = sleeper();
+    drop(DieWithUs::new(pid).expect("a watchdog"));
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(child.try_wait().expect("ours").is_none(), "called off");
+    let mut watchdog = DieWithUs::new(pid).expect("a watchdog");
+    watchdog.let_go();
+    let status = child.wait().expect("ours");
+    assert!(!status.success());
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use synapsedb::cli::demo::account::{Account, place};
 use synapsedb::cli::demo::install::{PgInstall, Wanted};
 use synapsedb::cli::demo::server::{DATABASE, PASSWORD, Server, Spec, USER};
+use synapsedb::cli::demo::signal::DieWithUs;
 use tokio_postgres::{Client, NoTls};
 
 use super::compare;
@@ -80,7 +81,7 @@ impl Builder {
 pub struct TestCluster {
     folder: Option<tempfile::TempDir>,
     servers: Vec<Server>,
-    proxy: Option<Child>,
+    proxy: Option<(Child, DieWithUs)>,
     environment: Vec<(String, String)>,
     read_write: Port,
     read_only: Port,
@@ -126,7 +127,9 @@ impl TestCluster {
             .stdout(log)
             .stderr(errors)
             .spawn();
-        self.proxy = Some(child.expect("the proxy's program runs"));
+        let child = child.expect("the proxy's program runs");
+        let pid = i32::try_from(child.id()).expect("small");
+        self.proxy = Some((child, DieWithUs::new(pid).expect("a watchdog")));
     }
 
     /// Waits until a query through the proxy is answered.
@@ -154,7 +157,7 @@ impl TestCluster {
 
     /// How the proxy ended, where it has.
     pub fn proxy_exit(&mut self) -> Option<std::process::ExitStatus> {
-        let child = self.proxy.as_mut()?;
+        let (child, _) = self.proxy.as_mut()?;
         let status = child.try_wait().expect("our child");
         if status.is_some() {
             self.proxy = None;
@@ -164,7 +167,7 @@ impl TestCluster {
 
     /// SIGKILL to the proxy.
     pub fn kill_proxy(&mut self) {
-        if let Some(mut child) = self.proxy.take() {
+        if let Some((mut child, _)) = self.proxy.take() {
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -178,7 +181,7 @@ impl TestCluster {
 
     /// The process number of the proxy, e.g. to measure its memory.
     pub fn proxy_pid(&self) -> u32 {
-        self.proxy.as_ref().expect("the proxy runs").id()
+        self.proxy.as_ref().expect("the proxy runs").0.id()
     }
 
     /// The program with a subcommand and this cluster's configuration.

@@ -20,7 +20,9 @@ pub struct Port {
 /// Takes a free port.
 pub fn take() -> Port {
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    let folder = std::env::temp_dir().join("synapsedb-test-ports");
+    // Each user has a folder of locks; between users the look at the port itself must do.
+    let user = rustix::process::geteuid().as_raw();
+    let folder = std::env::temp_dir().join(format!("synapsedb-test-ports-{user}"));
     let _ = std::fs::create_dir(&folder);
     let start = u16::try_from(std::process::id() % 997).expect("small") * 12;
     for _ in FIRST..LAST {
@@ -28,7 +30,7 @@ pub fn take() -> Port {
         let number = FIRST + start.wrapping_add(step) % (LAST - FIRST);
         let path = folder.join(number.to_string());
         let Ok(lock) = File::options().create(true).append(true).open(&path) else {
-            continue; // Another user's.
+            continue;
         };
         if lock.try_lock().is_ok() && port_is_free(number) {
             return Port {

@@ -106,6 +106,7 @@ pub struct Server {
     spec: Spec,
     process: Option<Process>,
     kill_on_drop: bool,
+    watchdog: Option<signal::DieWithUs>,
 }
 
 impl Server {
@@ -115,10 +116,11 @@ impl Server {
             spec,
             process: None,
             kill_on_drop: false,
+            watchdog: None,
         }
     }
 
-    /// From now on the process dies with this value.
+    /// From its next start on the process dies with this value, and with this program.
     pub fn kill_on_drop(&mut self) {
         self.kill_on_drop = true;
     }
@@ -261,7 +263,12 @@ impl Server {
             // Its own group: a terminal's Ctrl-C reaches us alone, and we stop things in order.
             .process_group(0);
         let child = command.spawn().map_err(io_error("starting postgres"))?;
+        let pid = i32::try_from(child.id()).ok();
         self.process = Some(Process::Child(child));
+        if let (true, Some(pid)) = (self.kill_on_drop, pid) {
+            let watchdog = signal::DieWithUs::new(pid).map_err(io_error("starting a watchdog"))?;
+            self.watchdog = Some(watchdog);
+        }
         Ok(())
     }
 
@@ -317,6 +324,7 @@ impl Server {
         };
         if !alive {
             self.process = None;
+            self.watchdog = None;
         }
         alive
     }

@@ -2,9 +2,11 @@
 //!
 //! Never signals a process that the caller did not name by its number.
 
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process};
 
 /// Sends a signal; false where there is no such process (or it is not ours).
 pub fn send(pid: i32, signal: Signal) -> bool {
@@ -19,6 +21,40 @@ pub fn is_alive(pid: i32) -> bool {
     match test_kill_process(number) {
         Ok(()) => !is_zombie(pid),
         Err(error) => error == rustix::io::Errno::PERM,
+    }
+}
+
+/// Ends another process when this one ends in any way, by SIGKILL too. Dropped, it is called off.
+#[derive(Debug)]
+pub struct DieWithUs(Child);
+
+impl DieWithUs {
+    /// A shell waits for the end of a pipe that only we hold open.
+    pub fn new(pid: i32) -> std::io::Result<Self> {
+        let script = "cat >/dev/null; kill -CONT $1; kill -QUIT $1; sleep 5; kill -KILL $1";
+        Command::new("sh")
+            .args(["-c", script, "die-with-us", &pid.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .map(Self)
+    }
+
+    /// Closes our end of the pipe, as our death would.
+    pub fn let_go(&mut self) {
+        self.0.stdin = None;
+    }
+}
+
+impl Drop for DieWithUs {
+    fn drop(&mut self) {
+        // The whole group: the shell and its cat.
+        if let Some(group) = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw) {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+        let _ = self.0.wait();
     }
 }
 
