@@ -61,6 +61,8 @@ pub enum Refusal {
     Subscription,
     /// Large objects.
     LargeObjects,
+    /// EXPLAIN ANALYZE of what makes a table.
+    ExplainMakesTable,
     /// The protocol's function call message.
     FunctionCall,
 }
@@ -382,6 +384,10 @@ impl Refusal {
                 "subscriptions are not supported through synapsedb",
                 "Rows of a subscription would reach one node only.",
             ),
+            Self::ExplainMakesTable => refused(
+                "EXPLAIN ANALYZE of a statement that makes a table is not supported through synapsedb",
+                "The table would be made on one node only; explain the query alone, or leave out ANALYZE.",
+            ),
             Self::LargeObjects => refused(
                 "large objects are not supported through synapsedb",
                 "PostgreSQL does not replicate large objects logically; use bytea.",
@@ -443,6 +449,7 @@ mod tests {
             (E::Refused(Refusal::TwoPhase), Error, "0A000", Client, false),
             (E::Refused(Refusal::Subscription), Error, "0A000", Client, false),
             (E::Refused(Refusal::LargeObjects), Error, "0A000", Client, false),
+            (E::Refused(Refusal::ExplainMakesTable), Error, "0A000", Client, false),
             (E::Refused(Refusal::FunctionCall), Error, "0A000", Client, false),
             (E::ReadOnlyPort { command: "INSERT".into() }, Error, "25006", Client, false),
             (E::NoQuorum { in_sync: 1, total: 3 }, Error, "25006", Node, true),

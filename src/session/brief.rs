@@ -166,6 +166,7 @@ fn refusal(statement: &StatementFacts) -> Option<Refusal> {
     match statement.kind {
         Kind::TwoPhase => Some(Refusal::TwoPhase),
         Kind::CreateSubscription => Some(Refusal::Subscription),
+        Kind::ExplainMakesTable => Some(Refusal::ExplainMakesTable),
         _ => {
             let large = |call: &String| LARGE.contains(&call.as_str());
             statement
@@ -287,6 +288,10 @@ mod tests {
         assert_eq!(
             brief("prepare transaction 'x'").refusal,
             Some(Refusal::TwoPhase)
+        );
+        assert_eq!(
+            brief("explain analyze create table t as select 1").refusal,
+            Some(Refusal::ExplainMakesTable)
         );
         assert_eq!(
             brief("select lo_create(0)").refusal,

@@ -35,14 +35,17 @@ pub fn named_effects(name: &str) -> Option<Effects> {
     })
 }
 
-/// Leave something in the session: an advisory lock, a place in a sequence, a seed, an origin.
+/// Leave something in the session: an advisory lock, a place in a sequence, a seed, an origin, a
+/// temporary slot, a backup.
 #[rustfmt::skip]
 pub const PINS: &[&str] = &[
     "pg_advisory_lock", "pg_advisory_lock_shared", "pg_advisory_unlock", "pg_advisory_unlock_all",
-    "pg_advisory_unlock_shared", "pg_replication_origin_session_reset",
-    "pg_replication_origin_session_setup", "pg_replication_origin_xact_reset",
-    "pg_replication_origin_xact_setup", "pg_try_advisory_lock", "pg_try_advisory_lock_shared",
-    "setseed", "setval",
+    "pg_advisory_unlock_shared", "pg_backup_start", "pg_backup_stop",
+    "pg_copy_logical_replication_slot", "pg_copy_physical_replication_slot",
+    "pg_create_logical_replication_slot", "pg_create_physical_replication_slot",
+    "pg_replication_origin_session_reset", "pg_replication_origin_session_setup",
+    "pg_replication_origin_xact_reset", "pg_replication_origin_xact_setup", "pg_try_advisory_lock",
+    "pg_try_advisory_lock_shared", "setseed", "setval",
 ];
 
 /// Run what they are not seen to run: a text, a view, a type's checks.

@@ -40,14 +40,16 @@ effects(name) as (values
   ('database_to_xml'), ('database_to_xml_and_xmlschema'), ('database_to_xmlschema'), ('domain_in'),
   ('domain_recv'), ('lastval'), ('multirange_in'), ('multirange_recv'), ('pg_advisory_lock'),
   ('pg_advisory_lock_shared'), ('pg_advisory_unlock'), ('pg_advisory_unlock_all'),
-  ('pg_advisory_unlock_shared'), ('pg_replication_origin_session_reset'),
-  ('pg_replication_origin_session_setup'), ('pg_replication_origin_xact_reset'),
-  ('pg_replication_origin_xact_setup'), ('pg_try_advisory_lock'), ('pg_try_advisory_lock_shared'),
-  ('query_to_xml'), ('query_to_xml_and_xmlschema'), ('query_to_xmlschema'), ('range_in'),
-  ('range_recv'), ('record_in'), ('record_recv'), ('schema_to_xml'),
-  ('schema_to_xml_and_xmlschema'), ('schema_to_xmlschema'), ('set_config'), ('setseed'), ('setval'),
-  ('table_to_xml'), ('table_to_xml_and_xmlschema'), ('table_to_xmlschema'), ('ts_rewrite'),
-  ('ts_stat')),
+  ('pg_advisory_unlock_shared'), ('pg_backup_start'), ('pg_backup_stop'),
+  ('pg_copy_logical_replication_slot'), ('pg_copy_physical_replication_slot'),
+  ('pg_create_logical_replication_slot'), ('pg_create_physical_replication_slot'),
+  ('pg_replication_origin_session_reset'), ('pg_replication_origin_session_setup'),
+  ('pg_replication_origin_xact_reset'), ('pg_replication_origin_xact_setup'),
+  ('pg_try_advisory_lock'), ('pg_try_advisory_lock_shared'), ('query_to_xml'),
+  ('query_to_xml_and_xmlschema'), ('query_to_xmlschema'), ('range_in'), ('range_recv'),
+  ('record_in'), ('record_recv'), ('schema_to_xml'), ('schema_to_xml_and_xmlschema'),
+  ('schema_to_xmlschema'), ('set_config'), ('setseed'), ('setval'), ('table_to_xml'),
+  ('table_to_xml_and_xmlschema'), ('table_to_xmlschema'), ('ts_rewrite'), ('ts_stat')),
 trusted_language(oid) as (
   select oid from pg_catalog.pg_language where lanname in ('internal', 'c')),
 -- Functions that may do anything: the user's volatile ones, and those whose text belies their label.
@@ -131,6 +133,9 @@ hiding_relation(oid) as (
   union
   select oid from pg_catalog.pg_class where relkind = 'f'
   union
+  -- Its rule calls set_config.
+  select 'pg_catalog.pg_settings'::regclass::oid
+  union
   select attrelid from pg_catalog.pg_attribute
    where atttypid in (select oid from checked_type) and attnum > 0 and attrelid >= 16384
   union
@@ -164,7 +169,8 @@ drawing_relation(oid) as (
   select u.relation from drawing_relation d join uses u on u.used = d.oid),
 -- Code that runs without being named: implicit casts, input and output of types, comparison.
 implicit(hides) as (
-  select exists (select from pg_catalog.pg_cast where castfunc in (select oid from wild) and castcontext <> 'e')
+  select exists (select from pg_catalog.pg_cast where castfunc in (select oid from wild)
+                    and (castcontext <> 'e' or casttarget < 16384))
       or exists (select from pg_catalog.pg_type t, wild w
                   where w.oid in (t.typinput, t.typoutput, t.typreceive, t.typsend, t.typmodin))
       or exists (select from pg_catalog.pg_amproc where amproc in (select oid from wild))

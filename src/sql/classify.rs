@@ -99,6 +99,12 @@ fn kind_effects(kind: &Kind, words: Words<'_>) -> Effects {
             unknown
         }
         Kind::Explain { analyze: true } if !explains_rows(words) => unknown,
+        // An UPDATE of it is a SET.
+        Kind::Write
+            if (0..words.len()).any(|at| words.name(at).as_deref() == Some("pg_settings")) =>
+        {
+            settings
+        }
         // Triggers fire on tables that the text does not name.
         Kind::Write if words.is(0, "truncate") && words.find(1, "cascade").is_some() => unknown,
         Kind::Unknown => Effects::ALL,

@@ -55,3 +55,4 @@ create table conflict_log(id int);
 create schema app;
 create table app.t(id int);
 create table app.only_here(id int);
+create view v_settings as select * from pg_settings;
