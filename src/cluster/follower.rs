@@ -13,6 +13,7 @@ use super::replicator::{Failure, RETRY, Replicator};
 use crate::engine::confirm::StreamId;
 use crate::ids::{Lsn, NodeId};
 use crate::node::apply::applier::{Applier, ApplierSettings, ApplyError};
+use crate::node::apply::aside::{self, Aside};
 use crate::node::control::{self, Control, ControlError};
 use crate::node::queue::Queue;
 use crate::wire::scram::verifier::{DEFAULT_ITERATIONS, make_verifier};
@@ -60,6 +61,7 @@ pub(super) struct FollowerTask {
     pub(super) stream: StreamId,
     pub(super) queue: Arc<Queue>,
     pub(super) replicator: Arc<Replicator>,
+    pub(super) aside: Arc<Aside>,
     pub(super) cancel: CancellationToken,
 }
 
@@ -71,6 +73,7 @@ impl FollowerTask {
         tokio::select! {
             () = cancel.cancelled() => {}
             () = self.work() => {}
+            () = self.aside.run() => {}
         }
     }
 
@@ -103,8 +106,17 @@ impl FollowerTask {
             let Some(last) = batch.last().map(|unit| unit.id.lsn) else {
                 continue;
             };
+            let build = batch
+                .first()
+                .is_some_and(|unit| aside::build_of(unit).is_some());
+            if !build && batch.first().is_some_and(|unit| unit.has_ddl) {
+                self.aside.done().await;
+            }
             let error = match applier.apply(&batch).await {
                 Ok(()) => {
+                    if build {
+                        self.aside.noted();
+                    }
                     self.queue.done(last);
                     self.replicator
                         .applied(self.stream, self.follower.node, last);

@@ -17,6 +17,7 @@ use super::follower::{Follower, FollowerTask};
 use crate::engine::confirm::{Confirmer, Report, Standing, StreamId};
 use crate::engine::fence::{Other, Verdict, judge};
 use crate::ids::{Lsn, NodeId};
+use crate::node::apply::aside::Aside;
 use crate::node::queue::Queue;
 use crate::node::stream::{Sink, Stream, StreamSettings};
 use crate::node::unit::Unit;
@@ -45,6 +46,7 @@ pub struct FollowerState {
 struct StreamEntry {
     database: String,
     queues: BTreeMap<NodeId, Arc<Queue>>,
+    asides: BTreeMap<NodeId, Arc<Aside>>,
     places: BTreeMap<NodeId, Lsn>,
     cancel: CancellationToken,
 }
@@ -71,6 +73,8 @@ pub struct Replicator {
 pub struct Snapshot {
     /// Each follower's state and how far it has the writer's history.
     pub followers: BTreeMap<NodeId, (FollowerState, Lsn)>,
+    /// Indexes that followers still have to build.
+    pub indexes_owed: BTreeMap<NodeId, usize>,
     /// How far the writer's log has been decoded.
     pub decoded: Lsn,
     /// What was told to the writer last.
@@ -131,14 +135,19 @@ impl Replicator {
         state.next_stream += 1;
         let places: BTreeMap<NodeId, Lsn> = followers.iter().map(|f| (f.node, f.place)).collect();
         let mut queues = BTreeMap::new();
+        let mut asides = BTreeMap::new();
         for follower in followers {
             let queue = Arc::new(Queue::new(queue_bytes));
             if state.confirmer.standing(follower.node) != Some(Standing::InSync) {
                 queue.abandon();
             }
             queues.insert(follower.node, Arc::clone(&queue));
+            let database = settings.login.database.clone();
+            let aside = Aside::new(follower.control.clone(), follower.node, database);
+            asides.insert(follower.node, Arc::clone(&aside));
             let task = FollowerTask {
                 follower,
+                aside,
                 stream: id,
                 queue,
                 replicator: Arc::clone(self),
@@ -150,6 +159,7 @@ impl Replicator {
         let entry = StreamEntry {
             database: settings.login.database.clone(),
             queues,
+            asides,
             places,
             cancel: cancel.clone(),
         };
@@ -348,6 +358,7 @@ impl Replicator {
                 .iter()
                 .map(|(node, known)| (*node, (known.clone(), state.confirmer.place(*node))))
                 .collect(),
+            indexes_owed: indexes_owed(&state),
             decoded: state.confirmer.decoded(),
             report: *self.reports.borrow(),
             quorum: in_sync >= state.confirmer.majority(),
@@ -365,6 +376,16 @@ impl Replicator {
 
 /// Between two attempts to open a broken connection.
 pub(super) const RETRY: Duration = Duration::from_millis(200);
+
+fn indexes_owed(state: &State) -> BTreeMap<NodeId, usize> {
+    let mut owed = BTreeMap::new();
+    for entry in state.streams.values() {
+        for (node, aside) in &entry.asides {
+            *owed.entry(*node).or_default() += aside.left();
+        }
+    }
+    owed
+}
 
 fn fence(state: &mut State, node: NodeId, why: String) {
     let Some(follower) = state.followers.get_mut(&node) else {

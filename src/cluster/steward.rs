@@ -352,6 +352,7 @@ impl Steward {
                         .get(node)
                         .map(|since| since.elapsed().as_secs_f64());
                     entry.lag_seconds = since.unwrap_or(0.0);
+                    entry.indexes_owed = now.indexes_owed.get(node).copied().unwrap_or(0);
                     entry.problem = known
                         .fenced
                         .clone()
@@ -417,6 +418,7 @@ fn first_view(config: &Config, prepared: &Prepared) -> View {
         latency_ms: None,
         lag_bytes: 0,
         lag_seconds: 0.0,
+        indexes_owed: 0,
         problem: None,
     };
     View {

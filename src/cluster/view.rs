@@ -52,6 +52,8 @@ pub struct NodeView {
     pub lag_bytes: u64,
     /// How long it has lacked any, seconds.
     pub lag_seconds: f64,
+    /// Indexes that it still has to build.
+    pub indexes_owed: usize,
     /// Why it is fenced, or what it failed at.
     pub problem: Option<String>,
 }

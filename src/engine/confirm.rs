@@ -233,3 +233,7 @@ impl Confirmer {
         self.last
     }
 }
+
+#[cfg(test)]
+#[path = "confirm_tests.rs"]
+mod tests;

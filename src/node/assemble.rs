@@ -280,5 +280,9 @@ fn is_replicated(change: &Change) -> bool {
 
 /// By name: whatever else lies in the schema is a user's, and his rows must reach every node.
 fn is_bookkeeping(table: &Relation) -> bool {
-    table.namespace == SYNAPSEDB && matches!(table.name.as_str(), "ddl_log" | "cluster_state")
+    table.namespace == SYNAPSEDB
+        && matches!(
+            table.name.as_str(),
+            "ddl_log" | "cluster_state" | "pending_indexes"
+        )
 }

@@ -1,6 +1,7 @@
 //! Text to facts: lexer, statement classification, pieces of a query, splices.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod aside;
 pub mod builtins;
 pub mod catalog;
 pub mod classify;

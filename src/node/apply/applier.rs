@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::aside;
 use super::ddl::{self, DdlError, DdlRow};
 use super::facts::{TABLE_FACTS, TableFacts};
 use super::pipeline::{Pipeline, PipelineError, Value};
@@ -441,6 +442,12 @@ impl Applier {
     }
 
     async fn ddl(&mut self, unit: &Unit, row: &DdlRow) -> Result<(), ApplyError> {
+        if let Some((command, row)) = aside::build_of(unit) {
+            let values: [Value<'_>; 2] = [Some(command.as_bytes()), Some(row.settings.as_bytes())];
+            self.pipeline.prepare("", NOTE_BUILD);
+            self.pipeline.execute("", values.into_iter(), true);
+            return Ok(());
+        }
         if row.query.is_some() && !row.nested {
             self.query.clone_from(&row.query);
         }
@@ -567,6 +574,10 @@ set client_min_messages = 'error'; set plan_cache_mode = 'force_generic_plan'; s
 /// Kept out of error contexts, which foreign code could read.
 const HIDE_PARAMETERS: &str =
     "select pg_catalog.set_config('log_parameter_max_length_on_error', '0', false)";
+
+/// An index that is built beside the stream.
+const NOTE_BUILD: &str = "insert into synapsedb.pending_indexes (command, settings) \
+     values ($1::pg_catalog.text, $2::pg_catalog.jsonb)";
 
 /// How the schema calls a role's runner.
 const RUNNER_NAME: &str = "select 'synapsedb.' operator(pg_catalog.||) pg_catalog.quote_ident(synapsedb.runner_name($1::pg_catalog.name)::pg_catalog.text)";

@@ -1,6 +1,7 @@
 //! A follower's applier: the writer's units, repeated in order, exactly once.
 
 pub mod applier;
+pub mod aside;
 pub mod ddl;
 pub mod facts;
 pub mod pipeline;

@@ -88,6 +88,13 @@ create table if not exists synapsedb.cluster_state (
   written_at timestamptz not null default pg_catalog.now()
 );
 
+-- Index builds that this node still owes (it does them beside the stream). A node's own.
+create table if not exists synapsedb.pending_indexes (
+  id bigint generated always as identity primary key,
+  command text not null,
+  settings jsonb not null
+);
+
 -- What the metadata views show; refreshed by the proxy just before a statement that names one.
 create unlogged table if not exists synapsedb.cluster_nodes_data (
   node_id int primary key,
