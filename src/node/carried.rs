@@ -23,6 +23,8 @@ pub struct Carried {
     /// The last session ran code that may have left what no probe sees (settings of unknown names made in
     /// functions); another session must have them reset first.
     pub tainted: bool,
+    /// The last session may have drawn values of sequences; another must not find them in `lastval`.
+    pub drawn: bool,
 }
 
 /// The numbers of the prepared statements on a connection, least recently used first.

@@ -172,8 +172,13 @@ impl Session {
             }
             Verdict::OwnReady(own) => {
                 self.ready(frame);
-                if own == Own::Probe {
-                    self.probed();
+                match own {
+                    Own::Probe => self.probed(),
+                    Own::Settings if self.own_failed => {
+                        let what = "settings could not be put in force".into();
+                        return Err(End::Error(ClientError::Internal(what)));
+                    }
+                    _ => {}
                 }
                 Ok(Fate::Gone)
             }
@@ -256,11 +261,8 @@ impl Session {
 
     /// An answer to the proxy itself.
     fn own_answer(&mut self, tag: u8, frame: &[u8], own: Own) {
-        if own != Own::Probe {
-            return;
-        }
         match tag {
-            b'D' => {
+            b'D' if own == Own::Probe => {
                 let text =
                     |value: Option<&[u8]>| value.map(|v| String::from_utf8_lossy(v).into_owned());
                 if let Ok(row) = rows::read_row(frame) {

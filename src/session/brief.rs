@@ -29,6 +29,8 @@ pub struct Brief {
     pub taints: bool,
     /// Calls `nextval`, so the connection is kept while nobody needs it.
     pub nextval: bool,
+    /// May draw values of sequences, if only by a column's default.
+    pub draws: bool,
     /// Calls `currval` or `lastval`, so the connection is kept.
     pub currval: bool,
     /// Names `client_min_messages`: the server may say nothing of a broken wait.
@@ -80,6 +82,7 @@ impl Brief {
             settings: true,
             taints: true,
             mutes: true,
+            draws: true,
             read_write: true,
             risk: Risk::Commit,
             ..Self::default()
@@ -96,7 +99,9 @@ impl Brief {
         self.currval |= calls("currval") || calls("lastval");
         self.placeholders
             .extend(statement.names.placeholders.iter().cloned());
-        self.risk = self.risk.max(risk(&statement.kind, effects));
+        let risk = risk(&statement.kind, effects);
+        self.risk = self.risk.max(risk);
+        self.draws |= risk > Risk::None || effects.draws_sequence;
         self.read_write |= asks_to_write(&statement.kind);
         let all = matches!(
             statement.kind,

@@ -370,7 +370,7 @@ impl Session {
 
     /// Takes a connection and puts the session's settings in force on it. An error leaves the session
     /// without one, and nothing awaited.
-    pub(super) async fn acquire(&mut self, wants_sequences: bool) -> Result<(), ClientError> {
+    pub(super) async fn acquire(&mut self) -> Result<(), ClientError> {
         if let Some(lease) = &self.lease {
             debug_assert!(lease.node() == self.pool.node());
             return Ok(());
@@ -380,7 +380,7 @@ impl Session {
             self.pool = self.shared.pools.pool(writer, &self.user, &self.database)?;
         }
         let mut tries = 0;
-        let lease = loop {
+        let mut lease = loop {
             tries += 1;
             self.cancel.wait();
             let mut lease = tokio::select! {
@@ -390,7 +390,7 @@ impl Session {
                 () = self.cancel.requested() => return Err(ClientError::Cancelled),
                 () = self.shared.abort.cancelled() => return Err(ClientError::ShuttingDown),
             };
-            match self.dress(&mut lease, wants_sequences).await {
+            match self.dress(&mut lease).await {
                 Ok(()) => break lease,
                 Err(BackendError::Io(_)) if tries < ACQUIRE_TRIES => {}
                 Err(error) => {
@@ -400,7 +400,16 @@ impl Session {
             }
         };
         self.cancel.attach(lease.node(), lease.backend.process_id);
+        let foreign = lease.carried.last_session != self.id && lease.carried.drawn;
+        lease.carried.last_session = self.id;
         self.lease = Some(lease);
+        if foreign {
+            // Ahead of the client's message in the same packet; it does not fail.
+            self.send_own_query("discard sequences", Own::Settings);
+            if let Some(lease) = &mut self.lease {
+                lease.carried.drawn = false;
+            }
+        }
         self.status = Status::Idle;
         self.scanner = Scanner::new();
         self.probe_failed = false;
@@ -409,16 +418,11 @@ impl Session {
     }
 
     /// Undoes what another session left on the connection and this one must not find.
-    async fn dress(&self, lease: &mut Lease, wants_sequences: bool) -> Result<(), BackendError> {
+    async fn dress(&self, lease: &mut Lease) -> Result<(), BackendError> {
         let stranger = lease.carried.last_session != self.id;
         if stranger {
             lease.cleanse().await?;
         }
-        if stranger && wants_sequences {
-            lease.backend.query("discard sequences").await?;
-            lease.carried.unnamed = None;
-        }
-        lease.carried.last_session = self.id;
         lease.adopt(&self.state.wanted).await
     }
 

@@ -170,11 +170,11 @@ impl Session {
     }
 
     /// Takes a connection for the message at the front, or answers that there is none. False: answered.
-    async fn connected(&mut self, header: Header, sequences: bool) -> Result<bool, End> {
+    async fn connected(&mut self, header: Header) -> Result<bool, End> {
         if self.lease.is_some() {
             return Ok(true);
         }
-        let Err(error) = self.acquire(sequences).await else {
+        let Err(error) = self.acquire().await else {
             return Ok(true);
         };
         let report = error.report();
@@ -209,6 +209,15 @@ impl Session {
         Step::Next
     }
 
+    /// Takes note of a text that is about to run.
+    fn note(&mut self, brief: &Brief) {
+        self.state.note(brief);
+        self.watch_drops |= brief.deallocates_all;
+        if let Some(lease) = &mut self.lease {
+            lease.carried.drawn |= brief.draws;
+        }
+    }
+
     fn brief(&self, text: &[u8]) -> Arc<Brief> {
         let scs = self.state.wanted.get("standard_conforming_strings");
         let standard = scs.is_none_or(|value| value == "on") && !self.state.unsure();
@@ -234,7 +243,7 @@ impl Session {
         } else {
             self.brief(text_of(&self.input[HEADER_BYTES..header.len]))
         };
-        if !self.connected(header, brief.currval).await? {
+        if !self.connected(header).await? {
             return Ok(Step::Next);
         }
         self.prepared.unnamed = None;
@@ -252,8 +261,7 @@ impl Session {
             let _ = frontend::query(&mut self.to_server, UNPARSABLE);
             return Ok(Step::Next);
         }
-        self.state.note(&brief);
-        self.watch_drops |= brief.deallocates_all;
+        self.note(&brief);
         if let Some(name) = brief
             .deallocates
             .as_ref()
@@ -299,7 +307,7 @@ impl Session {
             self.pass(header, false);
             return Ok(Step::Next);
         }
-        if !self.connected(header, brief.currval).await? {
+        if !self.connected(header).await? {
             return Ok(Step::Next);
         }
         self.in_batch = true;
@@ -341,7 +349,7 @@ impl Session {
 
     /// A text too long to be seen: it cannot be named, since what is named must be remembered.
     async fn long_parse(&mut self, header: Header, unnamed: bool) -> Result<Step, End> {
-        if !self.connected(header, false).await? {
+        if !self.connected(header).await? {
             return Ok(Step::Next);
         }
         self.in_batch = true;
@@ -351,7 +359,7 @@ impl Session {
             self.pass(header, false);
             return Ok(Step::Next);
         }
-        self.state.note(&Brief::unknown());
+        self.note(&Brief::unknown());
         self.prepared.unnamed = None;
         if let Some(lease) = &mut self.lease {
             lease.carried.unnamed = None;
@@ -378,8 +386,7 @@ impl Session {
         let statement = named
             .clone()
             .or_else(|| unnamed.map(|u| Arc::clone(&u.statement)));
-        let sequences = statement.as_ref().is_some_and(|s| s.brief.currval);
-        if !self.connected(header, sequences).await? {
+        if !self.connected(header).await? {
             return Ok(Step::Next);
         }
         self.in_batch = true;
@@ -387,11 +394,8 @@ impl Session {
         let risk = statement.as_ref().map_or(Risk::Commit, |s| s.brief.risk);
         self.bound_risk = self.bound_risk.max(risk);
         match &statement {
-            Some(statement) => {
-                self.state.note(&statement.brief);
-                self.watch_drops |= statement.brief.deallocates_all;
-            }
-            None => self.state.note(&Brief::unknown()),
+            Some(statement) => self.note(&statement.brief),
+            None => self.note(&Brief::unknown()),
         }
         if let Some(statement) = named {
             self.ensure(&statement);
@@ -409,7 +413,7 @@ impl Session {
             return Ok(Step::More);
         }
         let name = names::statement_range(&self.input).map_err(violation)?;
-        if !self.connected(header, false).await? {
+        if !self.connected(header).await? {
             return Ok(Step::Next);
         }
         self.in_batch = true;
@@ -430,7 +434,7 @@ impl Session {
     }
 
     async fn execute(&mut self, header: Header) -> Result<Step, End> {
-        if !self.connected(header, false).await? {
+        if !self.connected(header).await? {
             return Ok(Step::Next);
         }
         self.in_batch = true;
@@ -483,7 +487,7 @@ impl Session {
         };
         let oid = u32::from_be_bytes([oid[0], oid[1], oid[2], oid[3]]);
         let brief = Brief::unknown();
-        if !self.connected(header, false).await? {
+        if !self.connected(header).await? {
             return Ok(Step::Next);
         }
         let mut entry = Entry::client(Expect::Function);
@@ -496,7 +500,7 @@ impl Session {
             let _ = frontend::query(&mut self.to_server, UNPARSABLE);
             return Ok(Step::Next);
         }
-        self.state.note(&brief);
+        self.note(&brief);
         self.in_batch = false;
         self.pipeline.push(entry);
         self.pass(header, true);

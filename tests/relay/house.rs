@@ -27,7 +27,10 @@ impl House {
     pub async fn open(connections: usize) -> Self {
         let config = format!("[pool]\nmax_connections = {connections}\n");
         let builder = TestCluster::builder().nodes(1).without_proxy();
-        let builder = builder.setting("max_connections", "80").config(&config);
+        let builder = builder
+            .setting("max_connections", "80")
+            .setting("log_statement", "all")
+            .config(&config);
         let cluster = builder.start().await;
         let file = cluster.folder().join("proxy.toml");
         let text = std::fs::read_to_string(&file).expect("the cluster wrote it");
