@@ -5,6 +5,7 @@
 //! replicator, which judges it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
@@ -17,6 +18,19 @@ use crate::node::apply::aside::{self, Aside};
 use crate::node::control::{self, Control, ControlError};
 use crate::node::queue::Queue;
 use crate::wire::scram::verifier::{DEFAULT_ITERATIONS, make_verifier};
+
+/// A unit that can't be applied is tried again at most this far apart.
+const STUCK_RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// How an applier's work came to its end.
+enum Ended {
+    /// The connection or the server failed: at once again.
+    Broken,
+    /// A unit can't be applied, here and perhaps nowhere: again after a while.
+    Stuck,
+    /// The node is out.
+    Fenced,
+}
 
 /// A follower of one database, before its applier runs.
 pub struct Follower {
@@ -79,6 +93,7 @@ impl FollowerTask {
 
     async fn work(&self) {
         let mut single = false;
+        let mut pause = RETRY;
         loop {
             match Applier::start(&self.follower.settings).await {
                 Ok((applier, place)) => {
@@ -87,20 +102,22 @@ impl FollowerTask {
                         .applied(self.stream, self.follower.node, place);
                     self.replicator.connected(self.follower.node, true);
                     tracing::info!(node = self.follower.node.0, %place, "follower's applier at work");
-                    let out = self.apply(applier, &mut single).await;
+                    let ended = self.apply(applier, &mut single).await;
                     self.replicator.connected(self.follower.node, false);
-                    if out {
-                        return;
+                    match ended {
+                        Ended::Fenced => return,
+                        Ended::Stuck => pause = (pause * 2).min(STUCK_RETRY_MAX),
+                        Ended::Broken => pause = RETRY,
                     }
                 }
                 Err(error) => self.note_start(&error).await,
             }
-            tokio::time::sleep(RETRY).await;
+            tokio::time::sleep(pause).await;
         }
     }
 
-    /// Applies until something fails; true when the node is out.
-    async fn apply(&self, mut applier: Applier, single: &mut bool) -> bool {
+    /// Applies until something fails.
+    async fn apply(&self, mut applier: Applier, single: &mut bool) -> Ended {
         loop {
             let batch = self.queue.next_batch(*single).await;
             let Some(last) = batch.last().map(|unit| unit.id.lsn) else {
@@ -128,21 +145,22 @@ impl FollowerTask {
             let node = self.follower.node.0;
             if error.is_passing() {
                 tracing::warn!(node, %error, "applying broke off; going on with a new connection");
-                return false;
+                return Ended::Broken;
             }
             if batch.len() > 1 {
                 // Which of the units it was shows when they come one by one.
                 tracing::warn!(node, %error, "applying failed; trying unit by unit");
                 *single = true;
-                return false;
+                return Ended::Broken;
             }
             let failure = Failure {
                 unit: last,
                 text: error.to_string(),
             };
-            return self
+            let out = self
                 .replicator
                 .failed(self.stream, self.follower.node, failure);
+            return if out { Ended::Fenced } else { Ended::Stuck };
         }
     }
 
