@@ -256,6 +256,12 @@ pub async fn arm(
     Ok(())
 }
 
+/// Where CONNECT has been taken from PUBLIC.
+const LET_THE_APPLIER_IN: &str = "do $$ begin
+  if not has_database_privilege('synapsedb_applier', current_database(), 'connect') then
+    execute format('grant connect on database %I to synapsedb_applier', current_database());
+  end if; end $$";
+
 /// What `make_runner` keeps of a secret: SHA-256, hex.
 pub fn secret_hash(secret: &str) -> String {
     use std::fmt::Write;

@@ -108,9 +108,12 @@ impl Queue {
         batch
     }
 
-    /// Everything up to and including `lsn` is durable on the follower.
+    /// Everything up to and including `lsn` is durable on the follower: it is dropped, and not taken
+    /// when the stream brings it again. A proxy that starts anew reads from where the slowest follower
+    /// is, and the faster ones must not repeat what they have.
     pub fn done(&self, lsn: Lsn) {
         let mut state = self.lock();
+        state.last = state.last.max(lsn);
         while state.units.front().is_some_and(|unit| unit.id.lsn <= lsn) {
             let bytes = state.units.pop_front().map_or(0, |unit| unit.bytes);
             state.bytes -= bytes;
@@ -121,5 +124,69 @@ impl Queue {
     pub fn depth(&self) -> (usize, usize) {
         let state = self.lock();
         (state.units.len(), state.bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Epoch, UnitId};
+
+    fn unit(lsn: u64, has_ddl: bool) -> Arc<Unit> {
+        Arc::new(Unit {
+            id: UnitId {
+                epoch: Epoch(1),
+                lsn: Lsn(lsn),
+            },
+            commit: Lsn(lsn - 1),
+            xid: 0,
+            committed_at: 0,
+            has_ddl,
+            bytes: 10,
+            changes: Changes::Memory(Vec::new()),
+        })
+    }
+
+    fn waiting(queue: &Queue) -> Vec<u64> {
+        queue
+            .batch(false)
+            .iter()
+            .map(|unit| unit.id.lsn.0)
+            .collect()
+    }
+
+    #[test]
+    fn what_is_durable_is_never_taken_again() {
+        let queue = Queue::new(1000);
+        queue.done(Lsn(20));
+        for lsn in [10, 20, 30] {
+            queue.push(&unit(lsn, false)).expect("room");
+        }
+        assert_eq!(waiting(&queue), [30]);
+        // The stream broke and brings it again.
+        queue.push(&unit(30, false)).expect("room");
+        queue.push(&unit(40, false)).expect("room");
+        assert_eq!(waiting(&queue), [30, 40]);
+        queue.done(Lsn(40));
+        assert_eq!(queue.depth(), (0, 0));
+        queue.push(&unit(30, false)).expect("room");
+        assert_eq!(waiting(&queue), [] as [u64; 0]);
+    }
+
+    #[test]
+    fn ddl_comes_alone_and_the_bound_holds() {
+        let queue = Queue::new(35);
+        for (lsn, has_ddl) in [(1, false), (2, true), (3, false)] {
+            queue.push(&unit(lsn, has_ddl)).expect("room");
+        }
+        assert_eq!(queue.push(&unit(4, false)), Err(Full));
+        assert_eq!(waiting(&queue), [1]);
+        queue.done(Lsn(1));
+        assert_eq!(waiting(&queue), [2]);
+        queue.done(Lsn(2));
+        assert_eq!(waiting(&queue), [3]);
+        queue.abandon();
+        assert_eq!(queue.push(&unit(4, false)), Ok(()));
+        assert_eq!(waiting(&queue), [] as [u64; 0]);
     }
 }
