@@ -283,6 +283,6 @@ fn is_bookkeeping(table: &Relation) -> bool {
     table.namespace == SYNAPSEDB
         && matches!(
             table.name.as_str(),
-            "ddl_log" | "cluster_state" | "pending_indexes"
+            "ddl_log" | "cluster_state" | "pending_indexes" | "node_key"
         )
 }

@@ -7,7 +7,11 @@
 /// Makes schema `synapsedb`, the applier's role, the publication and the event triggers.
 pub const INSTALL: &str = concat!(
     include_str!("schema/tables.sql"),
+    include_str!("schema/stack.sql"),
     include_str!("schema/log.sql"),
+    include_str!("schema/alike.sql"),
+    include_str!("schema/mend.sql"),
+    include_str!("schema/end.sql"),
     include_str!("schema/roles.sql"),
     include_str!("schema/triggers.sql"),
 );
@@ -23,6 +27,26 @@ pub const APPLIER_ROLE: &str = "synapsedb_applier";
 
 /// Makes the runner of role `$1` for the secret whose SHA-256 is `$2` (hex); answers its quoted name.
 pub const MAKE_RUNNER: &str = "select synapsedb.make_runner($1::name, $2::text)";
+
+/// What a database defines, as rows (kind, identity, definition) without OIDs, for a superuser whose
+/// `search_path` is `pg_catalog`. Two nodes hold the same where these rows are the same.
+pub const FINGERPRINT: &str = include_str!("schema/fingerprint.sql");
+
+/// The same for what belongs to the whole server: roles, memberships, settings, databases.
+pub const CLUSTER_FINGERPRINT: &str = include_str!("schema/cluster_fingerprint.sql");
+
+/// The tables whose rows nodes must hold alike, quoted and qualified.
+pub const TABLES_TO_COMPARE: &str = include_str!("schema/tables_to_compare.sql");
+
+/// Number and hash of a table's rows, whatever their order; `table` as [`TABLES_TO_COMPARE`] gives it.
+/// Values are compared as text, so the session's output settings must be the same everywhere.
+pub fn table_hash(table: &str) -> String {
+    format!(
+        "select pg_catalog.count(*)::pg_catalog.text, \
+         coalesce(pg_catalog.sum(pg_catalog.hashtextextended(t.*::pg_catalog.text, 0)), 0)::pg_catalog.text \
+         from only {table} t"
+    )
+}
 
 #[cfg(test)]
 mod tests {

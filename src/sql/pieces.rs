@@ -167,7 +167,7 @@ impl Transaction {
     }
 }
 
-/// The command without CONCURRENTLY: CREATE INDEX, DROP INDEX, REINDEX, DETACH PARTITION and REFRESH
+/// The command without CONCURRENTLY (or the FINALIZE of an interrupted one): CREATE INDEX, DROP INDEX, REINDEX, DETACH PARTITION and REFRESH
 /// MATERIALIZED VIEW in the form that a transaction block may hold (REPLICATION rule 21).
 pub fn plain_form(command: &str) -> Cow<'_, str> {
     // The keyword stands before any literal, so how those are read does not matter.
@@ -216,7 +216,8 @@ fn concurrently(words: Words<'_>) -> Option<Range<usize>> {
         let end = (detach..words.len())
             .take_while(|at| words.kind(*at) != Some(TokenKind::Semicolon))
             .last()?;
-        return keyword(end);
+        let finalize = words.is(end, "finalize").then(|| bytes(end, end + 1));
+        return keyword(end).or(finalize.flatten());
     }
     if words.is(0, "reindex") {
         if words.kind(1) != Some(TokenKind::Open) {
@@ -359,7 +360,7 @@ mod tests {
             ),
             (
                 "alter table p detach partition c finalize",
-                "alter table p detach partition c finalize",
+                "alter table p detach partition c ",
             ),
             (
                 "refresh materialized view concurrently m",

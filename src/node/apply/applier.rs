@@ -12,6 +12,7 @@ use super::aside;
 use super::ddl::{self, DdlError, DdlRow};
 use super::facts::{TABLE_FACTS, TableFacts};
 use super::pipeline::{Pipeline, PipelineError, Value};
+use super::session::{HIDE_PARAMETERS, SESSION};
 use super::sql::{self, PlanError, RowSql, Source};
 use crate::ids::{Epoch, Lsn, UnitId, origin_name};
 use crate::node::backend::{Address, Backend, BackendError, Login};
@@ -433,10 +434,18 @@ impl Applier {
         old: Option<&Tuple>,
         new: &Tuple,
     ) -> Result<(), ApplyError> {
-        let owner = self.table(relation).await?.facts.owner.clone();
+        let facts = &self.table(relation).await?.facts;
+        let (owner, lift) = (facts.owner.clone(), ddl::forced_security(facts));
         let command = ddl::with_literals(row, old.unwrap_or(new), new);
-        let settings = serde_json::json!({ "search_path": self.search_path }).to_string();
+        let settings = ddl::one_row(&self.search_path);
+        let superuser = self.superuser.clone();
+        if let Some((lift, _)) = &lift {
+            self.run_by(&superuser, lift, "{}").await?;
+        }
         self.as_role(&owner, &command, &settings).await?;
+        if let Some((_, restore)) = &lift {
+            self.run_by(&superuser, restore, "{}").await?;
+        }
         self.forget();
         Ok(())
     }
@@ -451,12 +460,17 @@ impl Applier {
         if row.query.is_some() && !row.nested {
             self.query.clone_from(&row.query);
         }
-        let Some(command) = ddl::command(unit, row, self.query.as_deref())? else {
+        let Some(row) = ddl::row_to_run(unit, row)? else {
             return Ok(());
         };
+        let command = ddl::command(&row, self.query.as_deref())?;
         self.pipeline
             .note(|| format!("unit {}: {}", unit.id, ddl::first_line(&command)));
         self.as_role(&row.role, &command, &row.settings).await?;
+        if let Some(more) = ddl::follow_up(&row) {
+            let superuser = self.superuser.clone();
+            self.run_by(&superuser, &more, "{}").await?;
+        }
         // What the pipeline knows of tables may be wrong from here on.
         self.forget();
         Ok(())
@@ -559,21 +573,6 @@ fn value<'a>(source: &Source, old: &[Datum<'a>], new: &[Datum<'a>]) -> Value<'a>
 fn quote_literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
-
-/// Set after connecting, so that no ALTER ROLE or ALTER DATABASE has a say (rule 12).
-const SESSION: &str = "
-set session_replication_role = 'replica';
-set synchronous_commit = 'local';
-set datestyle = 'ISO'; set intervalstyle = 'postgres'; set extra_float_digits = 3; set timezone = 'UTC';
-set lc_monetary = 'C'; set xmloption = 'content'; set row_security = on; set bytea_output = 'hex';
-set standard_conforming_strings = on; set default_transaction_read_only = off; set default_transaction_isolation = 'read committed';
-set default_transaction_deferrable = off; set transform_null_equals = off; set array_nulls = on;
-set statement_timeout = 0; set lock_timeout = 0; set idle_in_transaction_session_timeout = 0; set idle_session_timeout = 0;
-set client_min_messages = 'error'; set plan_cache_mode = 'force_generic_plan'; set jit = off";
-
-/// Kept out of error contexts, which foreign code could read.
-const HIDE_PARAMETERS: &str =
-    "select pg_catalog.set_config('log_parameter_max_length_on_error', '0', false)";
 
 /// An index that is built beside the stream.
 const NOTE_BUILD: &str = "insert into synapsedb.pending_indexes (command, settings) \

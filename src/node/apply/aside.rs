@@ -50,7 +50,7 @@ pub fn build_of(unit: &Unit) -> Option<(String, DdlRow)> {
     if row.tag != "CREATE INDEX" {
         return None;
     }
-    let command = super::ddl::command(unit, &row, row.query.as_deref()).ok()??;
+    let command = super::ddl::command(&row, row.query.as_deref()).ok()?;
     concurrent_form(&command)?;
     Some((command, row))
 }

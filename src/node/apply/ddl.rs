@@ -7,6 +7,7 @@
 
 use serde_json::Value;
 
+use super::facts::TableFacts;
 use super::sql::{RowSql, Source};
 use crate::node::unit::{Change, Changes, Unit};
 use crate::sql::pieces;
@@ -81,16 +82,23 @@ impl DdlRow {
     }
 }
 
-/// What the follower must run for this row; none where another row does the work. `text` is the last
-/// client text of the unit, for a row that does not repeat it.
-pub fn command(unit: &Unit, row: &DdlRow, text: Option<&str>) -> Result<Option<String>, DdlError> {
-    match row.detail("kind") {
-        Some("ctas_columns") => return Ok(None),
-        Some("ctas") => return columns_of(unit, row.detail("token").unwrap_or_default()),
-        _ => {}
+/// The row whose command the follower must run at the place of this one: mostly the row itself; none where
+/// another place has it, or where nothing came of it.
+pub fn row_to_run(unit: &Unit, row: &DdlRow) -> Result<Option<DdlRow>, DdlError> {
+    if row.detail("at").is_some() {
+        return Ok(None);
     }
+    if row.detail("kind") == Some("place") {
+        return made_at(unit, row.detail("token").unwrap_or_default());
+    }
+    Ok(Some(row.clone()))
+}
+
+/// What the follower must run for this row. `text` is the last client text of the unit, for a row that
+/// does not repeat it.
+pub fn command(row: &DdlRow, text: Option<&str>) -> Result<String, DdlError> {
     if let Some(command) = &row.command {
-        return Ok(Some(pieces::plain_form(command).into_owned()));
+        return Ok(pieces::plain_form(command).into_owned());
     }
     let query = row
         .query
@@ -109,12 +117,23 @@ pub fn command(unit: &Unit, row: &DdlRow, text: Option<&str>) -> Result<Option<S
         tag: row.tag.clone(),
         why: why.to_string(),
     })?;
-    Ok(Some(pieces::plain_form(piece).into_owned()))
+    Ok(pieces::plain_form(piece).into_owned())
 }
 
-/// Finds, later in the unit, the CREATE TABLE that was made from the columns of a table made by a query.
-fn columns_of(unit: &Unit, token: &str) -> Result<Option<String>, DdlError> {
-    let look = |change: &Change| -> Result<Option<String>, DdlError> {
+/// What the superuser's runner must run right after the command, where the row asks for anything.
+pub fn follow_up(row: &DdlRow) -> Option<String> {
+    let detail = row.detail.as_ref()?;
+    let asked = ["missing", "extension"];
+    if asked.iter().all(|key| detail.get(key).is_none()) {
+        return None;
+    }
+    let literal = detail.to_string().replace('\'', "''").replace('\\', "\\\\");
+    Some(format!("select synapsedb.follow_up(E'{literal}')"))
+}
+
+/// Finds, later in the unit, the row that was logged when the command which began here had ended.
+fn made_at(unit: &Unit, token: &str) -> Result<Option<DdlRow>, DdlError> {
+    let look = |change: &Change| -> Result<Option<DdlRow>, DdlError> {
         let Change::Insert { table, new } = change else {
             return Ok(None);
         };
@@ -122,15 +141,14 @@ fn columns_of(unit: &Unit, token: &str) -> Result<Option<String>, DdlError> {
             return Ok(None);
         }
         let row = DdlRow::from_tuple(table, new)?;
-        let found =
-            row.detail("kind") == Some("ctas_columns") && row.detail("token") == Some(token);
-        Ok(row.command.filter(|_| found))
+        let found = row.detail("at") == Some(token);
+        Ok(found.then_some(row))
     };
     match &unit.changes {
         Changes::Memory(changes) => {
             for change in changes {
-                if let Some(command) = look(change)? {
-                    return Ok(Some(command));
+                if let Some(row) = look(change)? {
+                    return Ok(Some(row));
                 }
             }
         }
@@ -138,8 +156,8 @@ fn columns_of(unit: &Unit, token: &str) -> Result<Option<String>, DdlError> {
             let unreadable = |_: std::io::Error| DdlError::Column("spill file");
             let mut reader = spill.reader();
             while let Some(change) = reader.next_change().map_err(unreadable)? {
-                if let Some(command) = look(&change)? {
-                    return Ok(Some(command));
+                if let Some(row) = look(&change)? {
+                    return Ok(Some(row));
                 }
             }
         }
@@ -185,6 +203,23 @@ pub fn with_literals(row: &RowSql, old: &Tuple, new: &Tuple) -> String {
     }
     text.push_str(rest);
     text
+}
+
+/// The runner's settings for a command that writes one row.
+pub fn one_row(search_path: &str) -> String {
+    serde_json::json!({ "search_path": search_path, "synapsedb.rows": "1" }).to_string()
+}
+
+/// How to lift a table's forced row security, which would hide rows from their own owner, and how to put it
+/// back. Both in one transaction, which holds the table's strongest lock: nobody else sees it lifted.
+pub fn forced_security(facts: &TableFacts) -> Option<(String, String)> {
+    let set = |how: &str| {
+        let name = &facts.name;
+        format!("alter table only {name} {how} row level security")
+    };
+    facts
+        .forced_security
+        .then(|| (set("no force"), set("force")))
 }
 
 /// For a log line: the beginning of a command, without its literals' length getting in the way.

@@ -30,12 +30,14 @@ pub struct TableFacts {
     /// Whether constraints, index expressions or generated columns call functions written in a
     /// language other than C: such rows are written as the table's owner (rule 11).
     pub user_code: bool,
+    /// Whether row security holds for the owner too.
+    pub forced_security: bool,
     /// By the column's plain name.
     pub columns: BTreeMap<String, ColumnFacts>,
 }
 
 /// Gives one row per column: table, owner, user code, column, quoted column, type, identity,
-/// generated, equality operator. Parameters: schema, table (both text).
+/// generated, equality operator, forced row security. Parameters: schema, table (both text).
 pub const TABLE_FACTS: &str = "
 select pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname),
        pg_catalog.pg_get_userbyid(c.relowner)::pg_catalog.text,
@@ -81,7 +83,8 @@ select pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.reln
            and m.amoprighttype = oc.opcintype and m.amopstrategy = 3
           join pg_catalog.pg_operator o on o.oid = m.amopopr
           join pg_catalog.pg_namespace onsp on onsp.oid = o.oprnamespace
-         where i.indexrelid = pg_catalog.pg_get_replica_identity_index(c.oid) limit 1)
+         where i.indexrelid = pg_catalog.pg_get_replica_identity_index(c.oid) limit 1),
+       c.relrowsecurity and c.relforcerowsecurity
   from pg_catalog.pg_class c
   join pg_catalog.pg_namespace n on n.oid = c.relnamespace
   join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
@@ -111,6 +114,7 @@ impl TableFacts {
             name: text(first, 0)?,
             owner: text(first, 1)?,
             user_code: truth(first, 2),
+            forced_security: truth(first, 9),
             columns,
         })
     }

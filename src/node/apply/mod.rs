@@ -5,4 +5,5 @@ pub mod aside;
 pub mod ddl;
 pub mod facts;
 pub mod pipeline;
+pub mod session;
 pub mod sql;

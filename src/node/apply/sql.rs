@@ -244,8 +244,9 @@ fn find_by_image(
         want.push(format!("${}::{}", parameters.len(), column.type_name));
     }
     let (name, have, want) = (&facts.name, have.join(", "), want.join(", "));
+    // The casts keep the parser from comparing column by column, which types without an equality refuse.
     Ok(format!(
-        "ctid = (select t.ctid from only {name} t where row({have}) operator(pg_catalog.*=) row({want}) limit 1)"
+        "ctid = (select t.ctid from only {name} t where row({have})::pg_catalog.record operator(pg_catalog.*=) row({want})::pg_catalog.record limit 1)"
     ))
 }
 

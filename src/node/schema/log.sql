@@ -1,50 +1,8 @@
--- The event trigger functions: they see each DDL command and write ddl_log.
---
--- They run as whoever runs the DDL, so all they use is granted to PUBLIC, and all that is granted
--- to PUBLIC is guarded: by row security (a role names only itself) and by the call stack.
-
--- The call stack below the function that asks, in English. A definer's function, because only a
--- superuser may set lc_messages.
-create or replace function synapsedb.stack() returns text
-  language plpgsql security definer
-  set search_path = pg_catalog set lc_messages = 'C' set quote_all_identifiers = off
-as $$
-declare
-  v_stack text;
-begin
-  get diagnostics v_stack = pg_context;
-  return regexp_replace(v_stack,
-    E'^PL/pgSQL function synapsedb\\.stack\\(\\) line \\d+ at GET DIAGNOSTICS\\n'
-    '(?:(?:SQL expression|SQL statement|PL/pgSQL assignment) "[^\\n]*\\n)?'
-    'PL/pgSQL function synapsedb\\.[a-z_]+\\([a-z, ]*\\) line \\d+ (?:at [^\\n]*|during [^\\n]*)(?:\\n|$)', '');
-end
-$$;
-
--- Accepts a row of ddl_log only from the statement below in the functions below. The whole prefix of
--- the stack is compared, so text that a user chose comes too late in it to matter.
-create or replace function synapsedb.guard_ddl_log() returns trigger
-  language plpgsql security definer
-  set search_path = pg_catalog set lc_messages = 'C' set quote_all_identifiers = off
-as $$
-declare
-  v_stack text;
-begin
-  get diagnostics v_stack = pg_context;
-  if v_stack !~ (E'^PL/pgSQL function synapsedb\\.guard_ddl_log\\(\\) line \\d+ at GET DIAGNOSTICS\\n'
-      'SQL statement "insert into synapsedb\\.ddl_log \\(role, tag, ordinal, nested, query, settings, command, detail, logged_at\\)'
-      '\\s+values \\(current_user, v_tag, v_ordinal, v_nested, v_query, v_settings, v_command, v_detail, clock_timestamp\\(\\)\\)"\\n'
-      'PL/pgSQL function synapsedb\\.(on_ddl_start|on_ddl_end|on_table_rewrite|log_proxy_command)\\((text,text,text,jsonb,jsonb)?\\) line \\d+ at SQL statement(\\n|$)') then
-    raise exception 'synapsedb.ddl_log is written by SynapseDB''s event triggers only'
-      using errcode = 'insufficient_privilege';
-  end if;
-  return new;
-end
-$$;
-create or replace trigger guard before insert on synapsedb.ddl_log
-  for each row execute function synapsedb.guard_ddl_log();
+-- The event triggers' functions: they see each DDL command and write ddl_log. What has to be done to a
+-- command's objects besides is in mend.sql.
 
 -- The settings that change what a text means, as they are for the caller; his search_path was
--- noted by on_path just before, since this function sees only its own.
+-- noted by on_path just before, since these functions see only their own.
 create or replace function synapsedb.settings_now() returns jsonb
   language plpgsql set search_path = pg_catalog
 as $$
@@ -65,8 +23,8 @@ begin
 end
 $$;
 
--- Notes the caller's search_path for the functions that pin their own. Its trigger's name sorts first.
--- No SET clause here, so every name and operator is written out.
+-- Notes the caller's search_path for the functions that pin their own; its triggers' names sort first.
+-- No SET clause here, so every name is written out.
 create or replace function synapsedb.on_path() returns event_trigger
   language plpgsql
 as $$
@@ -89,7 +47,8 @@ begin
     when 'pg_rewrite'::regclass then select ev_class into v_relation from pg_rewrite where oid = p_object;
     when 'pg_policy'::regclass then select polrelid into v_relation from pg_policy where oid = p_object;
     when 'pg_attrdef'::regclass then select adrelid into v_relation from pg_attrdef where oid = p_object;
-    when 'pg_statistic_ext'::regclass then select stxrelid into v_relation from pg_statistic_ext where oid = p_object;
+    when 'pg_statistic_ext'::regclass then
+      select stxrelid into v_relation from pg_statistic_ext where oid = p_object;
     when 'pg_constraint'::regclass then
       select nullif(conrelid, 0), connamespace into v_relation, v_schema from pg_constraint where oid = p_object;
     when 'pg_proc'::regclass then select pronamespace into v_schema from pg_proc where oid = p_object;
@@ -110,29 +69,30 @@ begin
 end
 $$;
 
--- What a command is, where it came from, and its number: the one place that reads the stack.
+-- What the text of a command is, where it came from, and the key under which its number is counted.
 create or replace function synapsedb.locate_command(
-    p_stack text, p_tag text, out nested bool, out query text, out ordinal int, out command text, out detail jsonb)
+    p_stack text, p_tag text,
+    out nested bool, out query text, out ordinal int, out command text, out detail jsonb, out counter text)
   language plpgsql set search_path = pg_catalog
 as $$
 declare
-  v_now text := extract(epoch from statement_timestamp())::text;
-  v_key text;
   v_match text[];
-  v_seen text[];
   v_bodies text[];
 begin
   nested := p_stack <> '';
   if not nested then
     query := current_query();
-    v_key := v_now || '/';
+    counter := 'top';
+    if query ~* E'\\m(concurrently|finalize)\\M' and p_tag in ('CREATE INDEX', 'DROP INDEX', 'ALTER TABLE') then
+      detail := jsonb_build_object('kind', 'concurrently');
+    end if;
   elsif p_stack like 'SQL statement "%' then
     v_match := regexp_match(p_stack, E'^SQL statement "(.*?)"(?:$|\\n(?:PL/|SQL |[A-Za-z/]+ function ))');
     query := v_match[1];
+    counter := md5(query);
     if query !~ E';\\s*\\S' then
       command := query;
     end if;
-    v_key := v_now || '/' || md5(query);
   elsif p_stack like 'SQL function "%' then
     v_match := regexp_match(p_stack, E'^SQL function "(.*?)" statement (\\d+)(?:$|\\n)');
     select array_agg(distinct p.prosrc) into v_bodies
@@ -140,25 +100,17 @@ begin
      where l.lanname = 'sql' and p.proname = v_match[1] and p.prosqlbody is null
        and p.prosrc ~* (E'\\m' || split_part(p_tag, ' ', 1) || E'\\M');
     if cardinality(v_bodies) is distinct from 1 then
-      raise exception '% in the SQL-language function "%" cannot be replicated: it is not known which of its namesakes ran',
+      raise exception '% in the SQL-language function "%" cannot be replicated: several functions have this name',
         p_tag, v_match[1] using errcode = 'feature_not_supported',
         hint = 'Give the function a name of its own, or write it in PL/pgSQL.';
     end if;
     query := v_bodies[1];
     ordinal := v_match[2]::int;
     detail := jsonb_build_object('kind', 'sql_function');
-    return;
   end if;
   if query is null then
     raise exception '% cannot be replicated from here: %', p_tag, split_part(p_stack, E'\n', 1)
       using errcode = 'feature_not_supported';
-  end if;
-  v_seen := regexp_match(coalesce(current_setting('synapsedb.seen_' || case when nested then 'nested' else 'top' end, true), ''),
-                         '^(.*)=([0-9]+)$');
-  ordinal := case when v_seen[1] = v_key then v_seen[2]::int else 0 end + 1;
-  perform set_config('synapsedb.seen_' || case when nested then 'nested' else 'top' end, v_key || '=' || ordinal, false);
-  if not nested and query ~* E'\\mconcurrently\\M' and p_tag in ('CREATE INDEX', 'DROP INDEX', 'ALTER TABLE') then
-    detail := jsonb_build_object('kind', 'concurrently');
   end if;
 end
 $$;
@@ -167,16 +119,100 @@ create or replace function synapsedb.on_ddl_start() returns event_trigger
   language plpgsql
   set search_path = pg_catalog set row_security = on set quote_all_identifiers = off
 as $$
+declare
+  v_tag text := tg_tag;
+  v_ordinal int := 0; v_nested bool; v_query text; v_settings jsonb; v_command text; v_detail jsonb;
+  v_depth int := coalesce(nullif(synapsedb.recall('extension'), '')::int, 0);
+  v_stack text := synapsedb.stack();
+  v_token text;
 begin
-  perform set_config('synapsedb.drops', '', false);
-  if tg_tag in ('CREATE SUBSCRIPTION', 'ALTER SUBSCRIPTION') then
-    raise exception '% is not supported: this database is replicated by SynapseDB', tg_tag
+  perform synapsedb.remember('drops', '');
+  if v_tag in ('CREATE SUBSCRIPTION', 'ALTER SUBSCRIPTION') then
+    raise exception '% is not supported: this database is replicated by SynapseDB', v_tag
       using errcode = 'feature_not_supported';
   end if;
-  if tg_tag in ('CREATE EXTENSION', 'ALTER EXTENSION') then
-    perform set_config('synapsedb.extension',
-      (coalesce(nullif(current_setting('synapsedb.extension', true), ''), '0')::int + 1)::text, true);
+  if v_tag in ('CREATE EXTENSION', 'ALTER EXTENSION') then
+    perform synapsedb.remember('extension', (v_depth + 1)::text);
   end if;
+  if v_depth > 0 then
+    return;
+  end if;
+  if v_tag in ('CREATE TABLE AS', 'SELECT INTO', 'CREATE EXTENSION') then
+    v_nested := v_stack <> '';
+    if v_tag <> 'CREATE EXTENSION' and synapsedb.is_plainly_temporary(v_stack) then
+      v_token := '-';
+    else
+      v_token := gen_random_uuid()::text;
+      v_detail := jsonb_build_object('kind', 'place', 'token', v_token);
+      v_settings := '{}';
+      insert into synapsedb.ddl_log (role, tag, ordinal, nested, query, settings, command, detail, logged_at)
+        values (current_user, v_tag, v_ordinal, v_nested, v_query, v_settings, v_command, v_detail, clock_timestamp());
+    end if;
+    perform synapsedb.remember('places', v_token || ',' || synapsedb.recall('places'));
+  elsif v_tag = 'ALTER TABLE' then
+    perform synapsedb.note_command_id();
+    perform synapsedb.remember('detached', synapsedb.detached_checks(current_query()));
+  elsif v_tag in ('GRANT', 'REVOKE') then
+    perform synapsedb.remember('grants', synapsedb.temporary_acls());
+  end if;
+end
+$$;
+
+-- Whether a text is one CREATE TEMPORARY TABLE AS or SELECT INTO TEMPORARY: then no place is logged for it.
+create or replace function synapsedb.is_plainly_temporary(p_stack text) returns boolean
+  language plpgsql stable set search_path = pg_catalog
+as $$
+declare
+  v_text text;
+begin
+  if p_stack like 'SQL function "%' then
+    return false;
+  end if;
+  v_text := case when p_stack = '' then current_query()
+                 else substring(p_stack from E'^SQL statement "(.*?)"(?:$|\\n(?:PL/|SQL |[A-Za-z/]+ function ))') end;
+  return v_text !~ E';\\s*\\S' and (
+    v_text ~* E'^\\s*create\\s+((global|local)\\s+)?temp(orary)?\\s+table\\s'
+    or (v_text ~* E'\\minto\\s+((global|local)\\s+)?temp(orary)?\\s' and v_text !~* E'^\\s*create\\s'));
+end
+$$;
+
+-- What the privileges on this session's temporary objects look like: no event says what a GRANT was on.
+create or replace function synapsedb.temporary_acls() returns text
+  language plpgsql stable set search_path = pg_catalog
+as $$
+begin
+  if pg_my_temp_schema() = 0 then
+    return '';
+  end if;
+  return (select md5(string_agg(x.t || x.at, ',' order by x.t, x.at))
+            from (select 'c' || c.oid, c.ctid::text from pg_class c where c.relnamespace = pg_my_temp_schema()
+                  union all select 'p' || p.oid, p.ctid::text from pg_proc p where p.pronamespace = pg_my_temp_schema()
+                  union all select 'y' || y.oid, y.ctid::text from pg_type y where y.typnamespace = pg_my_temp_schema()
+                  union all select 'a' || a.attrelid || '.' || a.attnum, a.ctid::text
+                    from pg_class c join pg_attribute a on a.attrelid = c.oid
+                   where c.relnamespace = pg_my_temp_schema()) x (t, at));
+end
+$$;
+
+-- The table that a DETACH PARTITION ... CONCURRENTLY names and its CHECK constraints, as table/oid/oid: the
+-- command leaves one more behind, which its plain form does not. It always stands alone in its text.
+create or replace function synapsedb.detached_checks(p_text text) returns text
+  language plpgsql stable set search_path = pg_catalog
+as $$
+declare
+  v_name text := substring(p_text from E'(?i)\\mdetach\\s+partition\\s+((?:"(?:[^"]|"")+"|[[:alpha:]_][\\w$]*)'
+                                       '(?:\\s*\\.\\s*(?:"(?:[^"]|"")+"|[[:alpha:]_][\\w$]*))?)\\s+concurrently\\M');
+  v_table oid;
+begin
+  if v_name is null then
+    return '';
+  end if;
+  -- Nothing but these two calls may run under the caller's search_path.
+  perform pg_catalog.set_config('search_path', pg_catalog.current_setting('synapsedb.path'), true);
+  v_table := pg_catalog.to_regclass(v_name);
+  perform pg_catalog.set_config('search_path', 'pg_catalog', true);
+  return (select concat_ws('/', v_table, string_agg(c.oid::text, '/'))
+            from pg_constraint c where c.conrelid = v_table and c.contype = 'c');
 end
 $$;
 
@@ -186,63 +222,40 @@ create or replace function synapsedb.on_sql_drop() returns event_trigger
   set search_path = pg_catalog set row_security = on set quote_all_identifiers = off
 as $$
 declare
+  v_mine text := md5(synapsedb.stack());
   v_drops text;
+  v_tables text;
+  v_list text;
 begin
-  select case when bool_or(d.schema_name = 'synapsedb' or (d.object_type = 'schema' and d.object_name = 'synapsedb')) then 'own'
-              when bool_and(d.is_temporary) then 'temporary' else 'some' end
-    into v_drops
+  select case when bool_or(d.schema_name = 'synapsedb'
+                           or d.object_type in ('schema', 'publication') and d.object_name = 'synapsedb') then 'own'
+              when bool_and(d.is_temporary) then 'temporary'
+              when bool_or(d.is_temporary) then 'mixed' else 'some' end,
+         string_agg(format('drop %s %s cascade', d.object_type, d.object_identity), '; ')
+           filter (where d.original and not d.is_temporary)
+    into v_drops, v_list
     from pg_event_trigger_dropped_objects() d
    where d.original;
-  if v_drops = 'own' and not (select r.rolsuper from pg_roles r where r.rolname = current_user) then
-    raise exception 'objects of schema synapsedb belong to SynapseDB' using errcode = 'insufficient_privilege';
-  end if;
-  perform set_config('synapsedb.drops', coalesce(v_drops, 'some'), false);
+  -- Tables that lost a constraint or a column may have lost their key; an index does not say whose it was.
+  select concat_ws(',', string_agg(distinct to_regclass(format('%I.%I', d.address_names[1], d.address_names[2]))::oid::text, ',')
+                          filter (where d.object_type <> 'index'),
+                        case when bool_or(d.object_type = 'index') then '0' end)
+    into v_tables
+    from pg_event_trigger_dropped_objects() d
+   where d.object_type in ('table constraint', 'table column') or d.object_type = 'index' and d.original;
+  perform synapsedb.remember('drops', v_mine || '/' || coalesce(v_drops, 'some') || '/' || coalesce(v_tables, '')
+                             || '/' || case when v_drops = 'mixed' then v_list else '' end);
 end
 $$;
 
-create or replace function synapsedb.on_ddl_end() returns event_trigger
+create or replace function synapsedb.on_table_rewrite() returns event_trigger
   language plpgsql
   set search_path = pg_catalog set row_security = on set quote_all_identifiers = off
 as $$
 declare
-  v_stack text := synapsedb.stack();
-  v_tag text := tg_tag;
-  v_ordinal int; v_nested bool; v_query text; v_settings jsonb; v_command text; v_detail jsonb;
-  v_drops text := coalesce(current_setting('synapsedb.drops', true), '');
-  v_made int; v_temporary int; v_own int;
+  v_mine text := md5(synapsedb.stack());
 begin
-  if tg_tag in ('CREATE EXTENSION', 'ALTER EXTENSION') then
-    perform set_config('synapsedb.extension',
-      greatest(coalesce(nullif(current_setting('synapsedb.extension', true), ''), '0')::int - 1, 0)::text, true);
-  end if;
-  if tg_tag = 'REINDEX' or coalesce(nullif(current_setting('synapsedb.extension', true), ''), '0') <> '0' then
-    return;
-  end if;
-  select l.nested, l.query, l.ordinal, l.command, l.detail
-    into v_nested, v_query, v_ordinal, v_command, v_detail
-    from synapsedb.locate_command(v_stack, tg_tag) l;
-  perform set_config('synapsedb.drops', '', false);
-  select count(*), count(*) filter (where synapsedb.is_temporary(c.classid, c.objid)),
-         count(*) filter (where c.schema_name = 'synapsedb' or c.object_identity = 'synapsedb')
-    into v_made, v_temporary, v_own
-    from pg_event_trigger_ddl_commands() c;
-  if v_own > 0 or v_drops = 'own' then
-    if not (select r.rolsuper from pg_roles r where r.rolname = current_user) then
-      raise exception 'objects of schema synapsedb belong to SynapseDB' using errcode = 'insufficient_privilege';
-    end if;
-    return;
-  end if;
-  -- Nothing made and nothing dropped is a command that did nothing (IF NOT EXISTS), but for DROP
-  -- OWNED, which may only revoke, and DETACH CONCURRENTLY, which ends in another transaction.
-  if v_made = 0 and v_drops = '' and tg_tag <> 'DROP OWNED'
-     and coalesce(v_detail ->> 'kind', '') <> 'concurrently' then
-    return;
-  end if;
-  if (v_made > 0 and v_made = v_temporary) or (v_made = 0 and v_drops = 'temporary') then
-    return;
-  end if;
-  v_settings := synapsedb.settings_now();
-  insert into synapsedb.ddl_log (role, tag, ordinal, nested, query, settings, command, detail, logged_at)
-    values (current_user, v_tag, v_ordinal, v_nested, v_query, v_settings, v_command, v_detail, clock_timestamp());
+  perform synapsedb.remember('rewrites', synapsedb.recall('rewrites') || v_mine || '/'
+    || pg_event_trigger_table_rewrite_oid() || '/' || pg_event_trigger_table_rewrite_reason() || ',');
 end
 $$;

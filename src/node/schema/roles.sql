@@ -42,10 +42,11 @@ $$;
 -- Makes or replaces the runner of a role and returns its quoted name. For superusers.
 --
 --   synapsedb.run_as_x(secret text, command text, settings jsonb)   runs command, one or several statements
---   synapsedb.run_as_x(secret text, command text, args text[])      runs command with $1 = args (rows, rule 11)
 --
--- They run as the role (security definer), so RESET ROLE and SET SESSION AUTHORIZATION are refused in
--- there. Only synapsedb_applier may call them, and only who knows the secret: code that an applied
+-- settings are those of ddl_log; "synapsedb.rows", where given, is the number of rows that command must touch.
+--
+-- It runs as the role (security definer), so RESET ROLE and SET SESSION AUTHORIZATION are refused in
+-- there. Only synapsedb_applier may call it, and only who knows the secret: code that an applied
 -- row sets off runs as synapsedb_applier too, and does not know it. The caller must see to it
 -- that such code never learns it: bind the secret, never write it into the text; parse the
 -- statement anew each time (a named prepared statement can be replaced by DEALLOCATE and
@@ -53,7 +54,7 @@ $$;
 --   select pg_catalog.set_config('log_parameter_max_length_on_error', '0', false)
 -- in a statement of its own, else the parameters can be read from PG_CONTEXT.
 create or replace function synapsedb.make_runner(role name, secret_hash text) returns text
-  language plpgsql set search_path = pg_catalog
+  language plpgsql set search_path = pg_catalog set session_replication_role = replica
 as $$
 declare
   v_name name := synapsedb.runner_name(role);
@@ -67,7 +68,6 @@ declare
   set default_tablespace = '' set default_table_access_method = 'heap' set default_toast_compression = 'pglz'
   set standard_conforming_strings = on set xmloption = 'content' set lc_monetary = 'C' set transform_null_equals = off
   set client_min_messages = warning$clauses$;
-  v_old oid;
 begin
   execute format($make$
 create or replace function synapsedb.%1$I(secret text, command text, settings jsonb) returns void
@@ -77,6 +77,7 @@ as $body$
 declare
   v_key text;
   v_value text;
+  v_rows bigint;
 begin%3$s
   for v_key, v_value in select s.key, s.value from jsonb_each_text(settings) s loop
     if v_key in ('TimeZone', 'DateStyle', 'IntervalStyle', 'default_tablespace', 'default_table_access_method',
@@ -89,26 +90,15 @@ begin%3$s
     perform set_config('search_path', settings ->> 'search_path', true);
   end if;
   execute command;
-end
-$body$;
-create or replace function synapsedb.%1$I(secret text, command text, args text[]) returns bigint
-  language plpgsql %2$s
-as $body$
-#variable_conflict use_variable
-declare
-  v_count bigint;
-begin%3$s
-  execute command using args;
-  get diagnostics v_count = row_count;
-  return v_count;
+  get diagnostics v_rows = row_count;
+  if v_rows <> (settings ->> 'synapsedb.rows')::bigint then
+    raise exception '%% rows instead of %%', v_rows, settings ->> 'synapsedb.rows' using errcode = 'data_exception';
+  end if;
 end
 $body$;
 alter function synapsedb.%1$I(text, text, jsonb) owner to %4$I;
-alter function synapsedb.%1$I(text, text, text[]) owner to %4$I;
 revoke all on function synapsedb.%1$I(text, text, jsonb) from public;
-revoke all on function synapsedb.%1$I(text, text, text[]) from public;
 grant execute on function synapsedb.%1$I(text, text, jsonb) to synapsedb_applier;
-grant execute on function synapsedb.%1$I(text, text, text[]) to synapsedb_applier;
 $make$, v_name, v_clauses, v_check, role);
   return format('synapsedb.%I', v_name);
 end
@@ -118,7 +108,7 @@ revoke all on function synapsedb.make_runner(name, text) from public;
 -- Drops the runner of one role, so that the role can be dropped, or all of them (null): a node that
 -- becomes writer keeps none, else DROP ROLE would fail there for a reason no user can see.
 create or replace function synapsedb.drop_runners(role name) returns int
-  language plpgsql set search_path = pg_catalog
+  language plpgsql set search_path = pg_catalog set session_replication_role = replica
 as $$
 declare
   v_function regprocedure;
@@ -137,3 +127,36 @@ begin
 end
 $$;
 revoke all on function synapsedb.drop_runners(name) from public;
+
+-- What a row's detail asks for after its command has run on a follower. For the superuser's runner.
+create or replace function synapsedb.follow_up(detail jsonb) returns void
+  language plpgsql set search_path = pg_catalog
+as $$
+declare
+  v_missing jsonb;
+  v_tables text;
+begin
+  for v_missing in select jsonb_array_elements(detail -> 'missing') loop
+    update pg_attribute a
+       set attmissingval = array_in((v_missing ->> 3)::cstring, a.atttypid, a.atttypmod)
+      from pg_class c join pg_namespace n on n.oid = c.relnamespace
+     where a.attrelid = c.oid and n.nspname = v_missing ->> 0 and c.relname = v_missing ->> 1
+       and a.attname = v_missing ->> 2 and a.atthasmissing;
+    if not found then
+      raise exception 'column % of %.% has no stored default here', v_missing ->> 2, v_missing ->> 0, v_missing ->> 1;
+    end if;
+  end loop;
+  -- The rows that an extension's script made travel as rows.
+  if detail ? 'extension' then
+    select string_agg(c.oid::regclass::text, ', ')
+      into v_tables
+      from pg_extension e, unnest(synapsedb.extension_relations(e.oid)) o
+      join pg_class c on c.oid = o and c.relkind = 'r'
+     where e.extname = detail ->> 'extension';
+    if v_tables is not null then
+      execute 'truncate only ' || v_tables;
+    end if;
+  end if;
+end
+$$;
+revoke all on function synapsedb.follow_up(jsonb) from public;

@@ -29,13 +29,18 @@
 --     "sql_function"   query is the body of an SQL-language function; ordinal counts *all* its
 --                      statements, DDL or not.
 --     "concurrently"   the text has the keyword CONCURRENTLY (create index, drop index, detach
---                      partition): take it out, the rest is the command.
---     "ctas"           {"token"}: at this place in the stream a table is about to be filled
---                      (CREATE TABLE AS, SELECT INTO). Nothing can be run from this row; the same
---                      unit holds, later, a row "ctas_columns" with the same token: run that row's
---                      command here, before the rows in between. No such row: nothing was created,
---                      skip it.
---     "ctas_columns"   {"token"}: run command at the place of "ctas", skip it here.
+--                      partition) or FINALIZE: take it out, the rest is the command.
+--     "place"          {"token"}: at this place in the stream something is made whose row comes later,
+--                      since the rows it fills are written before the command ends (CREATE TABLE AS, SELECT
+--                      INTO, CREATE EXTENSION). The same unit holds, later, a row whose detail has
+--                      "at" with this token: run that row's command here, skip it there. No such row:
+--                      nothing was made. (A place has no command, query or settings, and ordinal 0.)
+--   Other keys of detail, with or without a kind:
+--     "at"             see "place".
+--     "missing", "extension"
+--                      right after the command, run  select synapsedb.follow_up(detail)  in the superuser's runner:
+--                      it stores the values that a new column has in old rows ([[schema, table, column,
+--                      values], ...]), or empties the extension's tables, whose rows travel as rows.
 --   logged_at when it ran, on the writer's clock.
 
 select pg_catalog.set_config('session_replication_role', 'replica', true);
@@ -61,10 +66,16 @@ create table if not exists synapsedb.ddl_log (
   detail jsonb,
   logged_at timestamptz not null
 );
--- Old rows are deleted by prune_ddl_log; a published table without any identity would refuse that.
-alter table synapsedb.ddl_log replica identity full;
-alter table synapsedb.ddl_log enable row level security;
-revoke all on synapsedb.ddl_log from public;
+-- Old rows are deleted by prune_ddl_log; a published table without any identity would refuse that. (Not
+-- again where it is so already: it would wait for every open transaction that has logged something.)
+do $$
+begin
+  if not (select relreplident = 'f' and relrowsecurity from pg_class where oid = 'synapsedb.ddl_log'::regclass) then
+    alter table synapsedb.ddl_log replica identity full;
+    alter table synapsedb.ddl_log enable row level security;
+  end if;
+end
+$$;
 grant insert on synapsedb.ddl_log to public;
 
 do $$

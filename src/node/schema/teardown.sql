@@ -5,6 +5,7 @@
 select pg_catalog.set_config('session_replication_role', 'replica', true);
 select pg_catalog.set_config('client_min_messages', 'warning', true);
 drop event trigger if exists "!synapsedb_1_path";
+drop event trigger if exists "!synapsedb_1_start";
 drop event trigger if exists "!synapsedb_2_start";
 drop event trigger if exists "!synapsedb_2_drop";
 drop event trigger if exists "!synapsedb_2_rewrite";

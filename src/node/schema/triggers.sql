@@ -18,7 +18,9 @@ begin
   for v_trigger in
     select * from (values
       ('!synapsedb_1_path', 'ddl_command_end', 'on_path'),
+      ('!synapsedb_1_start', 'ddl_command_start', 'on_path'),
       ('!synapsedb_2_start', 'ddl_command_start', 'on_ddl_start'),
+      ('!synapsedb_2_rewrite', 'table_rewrite', 'on_table_rewrite'),
       ('!synapsedb_2_drop', 'sql_drop', 'on_sql_drop'),
       ('!synapsedb_2_end', 'ddl_command_end', 'on_ddl_end')) t (name, event, function)
   loop

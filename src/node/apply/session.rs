@@ -1,0 +1,17 @@
+//! The settings of an applier's connection (REPLICATION rule 12). No setting of a role or a database may have a
+//! say in how values are read and written.
+
+/// Set after connecting, so that no ALTER ROLE or ALTER DATABASE has a say (rule 12).
+pub const SESSION: &str = "
+set session_replication_role = 'replica';
+set synchronous_commit = 'local';
+set datestyle = 'ISO'; set intervalstyle = 'postgres'; set extra_float_digits = 3; set timezone = 'UTC';
+set lc_monetary = 'C'; set xmloption = 'content'; set row_security = on; set bytea_output = 'hex';
+set standard_conforming_strings = on; set default_transaction_read_only = off; set default_transaction_isolation = 'read committed';
+set default_transaction_deferrable = off; set transform_null_equals = off; set array_nulls = on;
+set statement_timeout = 0; set lock_timeout = 0; set idle_in_transaction_session_timeout = 0; set idle_session_timeout = 0;
+set client_min_messages = 'error'; set plan_cache_mode = 'force_generic_plan'; set jit = off";
+
+/// Kept out of error contexts, which foreign code could read.
+pub const HIDE_PARAMETERS: &str =
+    "select pg_catalog.set_config('log_parameter_max_length_on_error', '0', false)";
