@@ -3,6 +3,7 @@
 pub mod alike;
 pub mod asked;
 pub mod bring_up;
+pub mod catalogs;
 pub mod follower;
 pub mod replicator;
 pub mod service;

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::catalogs::Catalogs;
 use super::follower::{Follower, FollowerTask};
 use crate::engine::confirm::{Confirmer, Report, Standing, StreamId};
 use crate::engine::fence::{Other, Verdict, judge};
@@ -64,6 +65,7 @@ struct State {
 pub struct Replicator {
     state: Mutex<State>,
     reports: watch::Sender<Report>,
+    catalogs: Arc<Catalogs>,
     tasks: TaskTracker,
     cancel: CancellationToken,
 }
@@ -96,6 +98,7 @@ impl Replicator {
     pub fn new(
         nodes: usize,
         followers: &[NodeId],
+        catalogs: Arc<Catalogs>,
         tasks: TaskTracker,
         cancel: CancellationToken,
     ) -> Arc<Self> {
@@ -112,6 +115,7 @@ impl Replicator {
                 held: None,
             }),
             reports: watch::Sender::new(Report::default()),
+            catalogs,
             tasks,
             cancel,
         })
@@ -242,6 +246,9 @@ impl Replicator {
         let Some(entry) = state.streams.get(&id) else {
             return;
         };
+        if unit.has_ddl {
+            self.catalogs.mark_stale(&entry.database);
+        }
         let push =
             |(node, queue): (&NodeId, &Arc<Queue>)| queue.push(&unit).is_err().then_some(*node);
         let full: Vec<NodeId> = entry.queues.iter().filter_map(push).collect();

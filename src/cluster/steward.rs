@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::bring_up::{BringUp, BringUpError, DatabasePlaces, Prepared};
+use super::catalogs::Catalogs;
 use super::follower::{Arming, Follower};
 use super::replicator::Replicator;
 use super::view::{NodeView, Status, View};
@@ -33,6 +34,7 @@ pub struct Steward {
     control: Control,
     replicator: Arc<Replicator>,
     view: ArcSwap<View>,
+    catalogs: Arc<Catalogs>,
     writer: NodeId,
     epoch: Epoch,
     term: Epoch,
@@ -47,6 +49,7 @@ impl Steward {
     pub async fn start(config: Arc<Config>) -> Result<Arc<Self>, BringUpError> {
         let control = Control::new(&config);
         let prepared = BringUp::new(&config, &control).run().await?;
+        let catalogs = Arc::new(Catalogs::default());
         let tasks = TaskTracker::new();
         let cancel = CancellationToken::new();
         let all = (0..config.nodes.len()).map(NodeId);
@@ -54,6 +57,7 @@ impl Steward {
         let replicator = Replicator::new(
             config.nodes.len(),
             &followers,
+            Arc::clone(&catalogs),
             tasks.clone(),
             cancel.clone(),
         );
@@ -62,6 +66,7 @@ impl Steward {
         }
         let steward = Arc::new(Self {
             view: ArcSwap::from_pointee(first_view(&config, &prepared)),
+            catalogs,
             control,
             replicator,
             writer: prepared.writer,
@@ -84,6 +89,11 @@ impl Steward {
         }
         let this = Arc::clone(&steward);
         steward.tasks.spawn(async move { this.look().await });
+        let this = Arc::clone(&steward);
+        steward.tasks.spawn(async move {
+            let tending = this.catalogs.tend(&this.control, this.writer);
+            this.cancel.run_until_cancelled(tending).await;
+        });
         tracing::info!(epoch = %steward.epoch, writer = steward.writer.0, "cluster is up");
         Ok(steward)
     }
@@ -93,12 +103,18 @@ impl Steward {
         self.view.load_full()
     }
 
+    /// What the databases' names stand for.
+    pub fn catalogs(&self) -> &Catalogs {
+        &self.catalogs
+    }
+
     /// The node that runs the writes.
     pub fn writer(&self) -> NodeId {
         self.writer
     }
 
     fn replicate(&self, database: &str, places: &DatabasePlaces) {
+        self.catalogs.mark_stale(database);
         let login = |user: &str, secret: Secret| Login {
             user: user.to_owned(),
             database: database.to_owned(),
@@ -177,6 +193,7 @@ impl Steward {
     /// A database is about to be dropped: its stream and slot would hold it.
     pub async fn database_dropping(&self, database: &str) -> Result<(), ControlError> {
         self.replicator.remove_database(database);
+        self.catalogs.forget(database);
         for at in 0..self.config.nodes.len() {
             let client = self
                 .control

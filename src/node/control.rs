@@ -250,6 +250,7 @@ pub async fn arm(
             schema::APPLIER_ROLE
         ))
         .await?;
+    client.batch_execute(LET_THE_APPLIER_IN).await?;
     client
         .query_one(schema::MAKE_RUNNER, &[&admin, &secret_hash(secret)])
         .await?;
