@@ -65,6 +65,10 @@ pub enum Refusal {
     ExplainMakesTable,
     /// The protocol's function call message.
     FunctionCall,
+    /// A command on roles or databases in one Query with ROLLBACK or SAVEPOINT.
+    MixedQuery,
+    /// A password written so that it was not read.
+    OddPassword,
 }
 
 /// Everything of the proxy's own that a client may be told.
@@ -392,6 +396,14 @@ impl Refusal {
                 "large objects are not supported through synapsedb",
                 "PostgreSQL does not replicate large objects logically; use bytea.",
             ),
+            Self::MixedQuery => refused(
+                "a command on roles or databases can't share a query with ROLLBACK or SAVEPOINT through synapsedb",
+                "Send the statements one by one.",
+            ),
+            Self::OddPassword => refused(
+                "a password written in this way can't be kept the same on all nodes",
+                "Write it as one plain literal, without U& and not in pieces.",
+            ),
             Self::FunctionCall => refused(
                 "function call messages are not supported through synapsedb",
                 "Call the function with SELECT.",
@@ -450,6 +462,8 @@ mod tests {
             (E::Refused(Refusal::Subscription), Error, "0A000", Client, false),
             (E::Refused(Refusal::LargeObjects), Error, "0A000", Client, false),
             (E::Refused(Refusal::ExplainMakesTable), Error, "0A000", Client, false),
+            (E::Refused(Refusal::MixedQuery), Error, "0A000", Client, false),
+            (E::Refused(Refusal::OddPassword), Error, "0A000", Client, false),
             (E::Refused(Refusal::FunctionCall), Error, "0A000", Client, false),
             (E::ReadOnlyPort { command: "INSERT".into() }, Error, "25006", Client, false),
             (E::NoQuorum { in_sync: 1, total: 3 }, Error, "25006", Node, true),

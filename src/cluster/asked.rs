@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::service::{Answer, Service};
+use super::service::{Answer, Order, Service};
 use super::steward::Steward;
 use crate::error::ClientError;
 use crate::ids::NodeId;
@@ -29,6 +29,38 @@ impl Service for Asked {
                 }
             })
         })
+    }
+
+    fn log_secret(&self) -> Option<&str> {
+        Some(&self.0.arming.log_secret)
+    }
+
+    fn before_drop<'a>(&'a self, database: &'a str) -> Answer<'a, Result<(), ClientError>> {
+        Box::pin(async move {
+            self.0.database_dropping(database).await.map_err(|error| {
+                tracing::warn!(database, %error, "a database could not be let go");
+                let node = self.0.view().nodes[self.0.writer().0].name.clone();
+                ClientError::NodeUnreachable { node }
+            })
+        })
+    }
+
+    fn after_failed_drop<'a>(&'a self, database: &'a str) -> Answer<'a, ()> {
+        Box::pin(async move {
+            if let Err(error) = self.0.database_kept(database).await {
+                tracing::error!(database, %error, "a database that was not dropped is not replicated");
+            }
+        })
+    }
+
+    fn run_elsewhere<'a>(&'a self, order: &'a Order) -> Answer<'a, Vec<(String, Option<String>)>> {
+        Box::pin(self.0.run_elsewhere(order))
+    }
+
+    fn upkeep_elsewhere(&self, order: Order) {
+        let steward = Arc::clone(&self.0);
+        let done = async move { steward.upkeep_elsewhere(&order).await };
+        self.0.tasks.spawn(done);
     }
 
     fn command_failed(&self, node: NodeId, database: &str, command: &str, why: &str) {

@@ -152,6 +152,7 @@ impl<'a> BringUp<'a> {
         let arming = Arming {
             applier_password: random_secret(),
             runner_secret: random_secret(),
+            log_secret: random_secret(),
         };
         for node in &reached {
             self.install(node, &arming).await?;

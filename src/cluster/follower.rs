@@ -52,6 +52,8 @@ pub struct Arming {
     pub applier_password: String,
     /// Opens the superuser's runner.
     pub runner_secret: String,
+    /// Lets the proxy log commands that no event trigger sees.
+    pub log_secret: String,
 }
 
 impl Arming {
@@ -64,6 +66,7 @@ impl Arming {
             control.user(),
             &verifier.unwrap_or_default(),
             &self.runner_secret,
+            &self.log_secret,
         )
         .await
     }

@@ -4,6 +4,7 @@ pub mod alike;
 pub mod asked;
 pub mod bring_up;
 pub mod catalogs;
+pub mod elsewhere;
 pub mod follower;
 pub mod replicator;
 pub mod service;

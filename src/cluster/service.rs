@@ -12,6 +12,23 @@ use crate::ids::NodeId;
 /// A boxed future, since the trait is used as an object.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
+/// A command for other nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Order {
+    /// In which database.
+    pub database: String,
+    /// As whom.
+    pub role: String,
+    /// Under which `search_path`, if not the role's own.
+    pub search_path: Option<String>,
+    /// What.
+    pub command: String,
+    /// The database that it makes.
+    pub makes: Option<String>,
+    /// The database that it drops.
+    pub drops: Option<String>,
+}
+
 /// What the cluster does for a session. Dropping a future gives the question up and harms nothing.
 pub trait Service: Send + Sync {
     /// Ends when all that `writer` has in its WAL now is on a majority; else says why that is not known.
@@ -19,6 +36,23 @@ pub trait Service: Send + Sync {
 
     /// Brings the tables behind the metadata views of `database` on the writer up to date.
     fn refresh_metadata<'a>(&'a self, database: &'a str) -> Answer<'a, Result<(), ClientError>>;
+
+    /// What opens `synapsedb.log_command`; none where there are no followers.
+    fn log_secret(&self) -> Option<&str>;
+
+    /// The database is about to be dropped: what holds it lets go, on all nodes.
+    fn before_drop<'a>(&'a self, database: &'a str) -> Answer<'a, Result<(), ClientError>>;
+
+    /// The database that was about to be dropped is still there.
+    fn after_failed_drop<'a>(&'a self, database: &'a str) -> Answer<'a, ()>;
+
+    /// Runs a command that no transaction may hold, and that the writer has run, on every other node, and
+    /// sees to what it means for the cluster. Gives each node's name with its error, if it had one; such
+    /// a node is fenced.
+    fn run_elsewhere<'a>(&'a self, order: &'a Order) -> Answer<'a, Vec<(String, Option<String>)>>;
+
+    /// Has every other node do work on its own storage, some time soon.
+    fn upkeep_elsewhere(&self, order: Order);
 
     /// A command that all nodes must run failed on `node` alone: it is to be fenced.
     fn command_failed(&self, node: NodeId, database: &str, command: &str, why: &str);
@@ -36,6 +70,24 @@ impl Service for Alone {
     fn refresh_metadata<'a>(&'a self, _: &'a str) -> Answer<'a, Result<(), ClientError>> {
         Box::pin(std::future::ready(Ok(())))
     }
+
+    fn log_secret(&self) -> Option<&str> {
+        None
+    }
+
+    fn before_drop<'a>(&'a self, _: &'a str) -> Answer<'a, Result<(), ClientError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn after_failed_drop<'a>(&'a self, _: &'a str) -> Answer<'a, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
+    fn run_elsewhere<'a>(&'a self, _: &'a Order) -> Answer<'a, Vec<(String, Option<String>)>> {
+        Box::pin(std::future::ready(Vec::new()))
+    }
+
+    fn upkeep_elsewhere(&self, _: Order) {}
 
     fn command_failed(&self, node: NodeId, database: &str, command: &str, why: &str) {
         tracing::error!(

@@ -30,8 +30,8 @@ const CONNECT: Duration = Duration::from_secs(5);
 
 /// The running cluster.
 pub struct Steward {
-    config: Arc<Config>,
-    control: Control,
+    pub(super) config: Arc<Config>,
+    pub(super) control: Control,
     replicator: Arc<Replicator>,
     view: ArcSwap<View>,
     catalogs: Arc<Catalogs>,
@@ -39,9 +39,9 @@ pub struct Steward {
     epoch: Epoch,
     term: Epoch,
     version: u32,
-    arming: Arc<Arming>,
-    tasks: TaskTracker,
-    cancel: CancellationToken,
+    pub(super) arming: Arc<Arming>,
+    pub(super) tasks: TaskTracker,
+    pub(super) cancel: CancellationToken,
 }
 
 impl Steward {

@@ -242,6 +242,7 @@ pub async fn arm(
     admin: &str,
     password_verifier: &str,
     secret: &str,
+    log_secret: &str,
 ) -> Result<(), ControlError> {
     let literal = password_verifier.replace('\'', "''");
     client
@@ -253,6 +254,9 @@ pub async fn arm(
     client.batch_execute(LET_THE_APPLIER_IN).await?;
     client
         .query_one(schema::MAKE_RUNNER, &[&admin, &secret_hash(secret)])
+        .await?;
+    client
+        .query_one(schema::MAKE_LOG_COMMAND, &[&secret_hash(log_secret)])
         .await?;
     Ok(())
 }

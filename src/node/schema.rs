@@ -13,6 +13,7 @@ pub const INSTALL: &str = concat!(
     include_str!("schema/mend.sql"),
     include_str!("schema/end.sql"),
     include_str!("schema/roles.sql"),
+    include_str!("schema/proxy.sql"),
     include_str!("schema/triggers.sql"),
 );
 
@@ -47,6 +48,9 @@ pub fn table_hash(table: &str) -> String {
          from only {table} t"
     )
 }
+
+/// Makes the function by which the proxy logs commands itself, for the secret whose SHA-256 is `$1` (hex).
+pub const MAKE_LOG_COMMAND: &str = "select synapsedb.make_log_command($1::text)";
 
 #[cfg(test)]
 mod tests {

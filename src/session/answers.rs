@@ -7,10 +7,12 @@
 use bytes::{Buf, BytesMut};
 
 use crate::error::ClientError;
-use crate::session::pipeline::{Expect, Fault, OutOfStep, Own, Risk, Verdict};
+use crate::session::global_ddl::After;
+use crate::session::pipeline::{Entry, Expect, Fault, OutOfStep, Own, Risk, Verdict};
 use crate::session::relay::{End, Session};
 use crate::wire::frame::{Header, Step, Stop, TagSet};
 use crate::wire::message::backend::{self, Status};
+use crate::wire::message::frontend;
 use crate::wire::message::report::{self, field};
 use crate::wire::message::rows;
 
@@ -113,7 +115,7 @@ impl Session {
 
     /// Which frames are looked at in the answer that comes now.
     fn look(&self) -> &'static TagSet {
-        let attentive = self.watch_drops || self.state.muted();
+        let attentive = self.attentive();
         match self.pipeline.head() {
             Some(head) if head.own.is_none() => match head.expect {
                 Expect::Query if attentive => &IN_WATCHED_QUERY,
@@ -125,6 +127,12 @@ impl Session {
         }
     }
 
+    /// Whether the tags of the commands that complete matter.
+    fn attentive(&self) -> bool {
+        let after = |head: &Entry| head.after.is_some();
+        self.watch_drops || self.state.muted() || self.pipeline.head().is_some_and(after)
+    }
+
     /// Deals with the frame at `passed`.
     fn frame(
         &mut self,
@@ -133,7 +141,7 @@ impl Session {
         passed: &mut usize,
     ) -> Result<Fate, End> {
         let own = self.pipeline.head().is_some_and(|head| head.own.is_some());
-        let attentive = self.watch_drops || self.state.muted();
+        let attentive = self.attentive();
         let read = matches!(header.tag, b'E' | b'N' | b'S' | b'Z')
             || own
             || header.tag == b'C' && attentive;
@@ -148,6 +156,12 @@ impl Session {
         if self.must_be_certain(header.tag) {
             self.uncertain = true;
             return Ok(Fate::Hold);
+        }
+        if header.tag == b'C' && self.after.is_none() {
+            self.after = self.pipeline.take_after();
+            if self.after.is_some() {
+                return Ok(Fate::Hold);
+            }
         }
         match self.pipeline.answer(header.tag).map_err(stray)? {
             Verdict::Pass => {
@@ -287,6 +301,16 @@ impl Session {
             {
                 return Err(End::Error(ClientError::CommitUnknown));
             }
+        }
+        if fault.resync {
+            frontend::sync(&mut self.to_server);
+            self.pipeline.push(Entry::client(Expect::Sync));
+        }
+        if let Some(After::Elsewhere {
+            drops: Some(name), ..
+        }) = fault.after
+        {
+            self.kept = Some(name);
         }
         for undo in fault.undo {
             let carried = self.lease.as_deref_mut().map(|pooled| &mut pooled.carried);

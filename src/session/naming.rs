@@ -4,7 +4,6 @@
 //! What is put in between is in the queue of answers with what it takes to undo it, so the books are right
 //! whichever message fails.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -71,14 +70,22 @@ impl Session {
         self.pipeline.push(entry);
     }
 
-    pub(super) fn parse_unnamed(&mut self, header: Header, tail: Range<usize>, brief: Arc<Brief>) {
-        let kept = tail.len() <= UNNAMED_BYTES_MAX;
-        let tail = if kept {
-            Bytes::copy_from_slice(&self.input[tail])
+    pub(super) fn parse_unnamed(
+        &mut self,
+        header: Header,
+        tail: Bytes,
+        changed: bool,
+        brief: Arc<Brief>,
+    ) {
+        let tail = if tail.len() <= UNNAMED_BYTES_MAX {
+            tail
         } else {
             Bytes::new()
         };
         let statement = Arc::new(Statement::new(0, tail, brief));
+        if changed {
+            statement.put_parse("", &mut self.to_server);
+        }
         let mut entry = Entry::client(Expect::Parse);
         if let Some(lease) = &mut self.lease {
             let undo = self
@@ -87,7 +94,7 @@ impl Session {
             entry.undo = Some(Box::new(undo));
         }
         self.pipeline.push(entry);
-        self.pass(header, true);
+        self.pass(header, !changed);
     }
 
     /// Prepares a statement for the client on the connection, or says at once that it is there.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
+use crate::session::global_ddl::After;
 use crate::session::prepared::{Statement, Undo};
 
 /// Which message's answer is awaited.
@@ -76,6 +77,8 @@ pub struct Entry {
     pub statement: Option<Arc<Statement>>,
     /// What the client gets: for a local answer the answer, else what stands in for the node's error.
     pub words: Option<Bytes>,
+    /// To be done once it has succeeded.
+    pub after: Option<After>,
     /// Moves error positions: in which place how many characters were put in.
     pub splices: Option<Box<[(u32, u32)]>>,
 }
@@ -90,6 +93,7 @@ impl Entry {
             undo: None,
             statement: None,
             words: None,
+            after: None,
             splices: None,
         }
     }
@@ -135,6 +139,10 @@ pub struct Fault {
     pub words: Option<Bytes>,
     /// Moves its position.
     pub splices: Option<Box<[(u32, u32)]>>,
+    /// What was to be done after the message that failed.
+    pub after: Option<After>,
+    /// A Query was skipped with it, whose Sync has to be sent now.
+    pub resync: bool,
     /// To be taken back, in this order; the first with `failed` set where the message itself failed.
     pub undo: Vec<Box<Undo>>,
 }
@@ -199,6 +207,12 @@ impl Pipeline {
     /// Whether the server waits for COPY data.
     pub fn copying(&self) -> bool {
         self.copying
+    }
+
+    /// Takes what is to be done once the head has succeeded.
+    pub fn take_after(&mut self) -> Option<After> {
+        let head = self.queue.front_mut().filter(|head| head.own.is_none());
+        head.and_then(|head| head.after.take())
     }
 
     /// What the next answer belongs to.
@@ -316,6 +330,8 @@ impl Pipeline {
             let fault = Fault {
                 words: head.words.take(),
                 splices: head.splices.take(),
+                after: head.after.take(),
+                resync: false,
                 undo: undo.into_iter().collect(),
             };
             return Verdict::Error(fault);
@@ -334,8 +350,12 @@ impl Pipeline {
                 undo.failed = true;
             }
             fault.undo.extend(failed.undo);
+            fault.after = failed.after;
         }
-        fault.undo.extend(dropped.filter_map(|entry| entry.undo));
+        for entry in dropped {
+            fault.resync |= matches!(entry.expect, Expect::Query | Expect::Function);
+            fault.undo.extend(entry.undo);
+        }
         // The latest change is taken back first.
         fault.undo.reverse();
         Verdict::Error(fault)

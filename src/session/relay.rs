@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncWriteExt;
 
 use crate::cluster::service::{Alone, Service};
@@ -23,8 +23,9 @@ use crate::node::pooled::node_error;
 use crate::session::brief::Briefs;
 use crate::session::cancel::CancelHandle;
 use crate::session::client::{self, Client};
+use crate::session::global_ddl::After;
 use crate::session::pipeline::{Entry, Expect, Own, Pipeline, Risk};
-use crate::session::prepared::{Prepared, Shelf};
+use crate::session::prepared::{Prepared, Shelf, Statement};
 use crate::session::probe;
 use crate::session::pump::{self, Moved, Side};
 use crate::session::shared::Shared;
@@ -138,6 +139,14 @@ pub struct Session {
     pub(super) certain: bool,
     /// Already known to be at work on the probe that failed; the next transaction tries again.
     pub(super) probe_failed: bool,
+    /// To be done before the answer in hand goes out.
+    pub(super) after: Option<After>,
+    /// A database that was about to be dropped and was not.
+    pub(super) kept: Option<String>,
+    /// Nothing more is sent until all is answered.
+    pub(super) barrier: bool,
+    /// Portals of statements that have to be logged or followed up when they are executed.
+    pub(super) portals: BTreeMap<Bytes, Arc<Statement>>,
     /// The client said goodbye; what it asked before is still being done.
     pub(super) leaving: bool,
 }
@@ -188,6 +197,10 @@ pub async fn run(client: Client, shared: Arc<Shared>) {
         uncertain: false,
         certain: false,
         probe_failed: false,
+        after: None,
+        kept: None,
+        barrier: false,
+        portals: BTreeMap::new(),
         leaving: false,
     };
     let end = session.serve(&mut io).await;
@@ -276,11 +289,22 @@ impl Session {
     async fn round(&mut self) -> Result<(), End> {
         loop {
             self.answers()?;
-            if !self.uncertain {
+            if let Some(after) = self.after.take() {
+                self.follow_up(after).await;
+            } else if self.uncertain {
+                self.make_certain().await?;
+            } else {
                 break;
             }
-            self.make_certain().await?;
         }
+        if let Some(database) = self.kept.take() {
+            self.shared
+                .relay
+                .service()
+                .after_failed_drop(&database)
+                .await;
+        }
+        self.barrier &= !self.pipeline.is_empty();
         if self.idle {
             self.idle = false;
             self.rest().await?;

@@ -11,8 +11,9 @@ use bytes::{Buf, Bytes, BytesMut};
 use crate::error::{ClientError, Refusal, Severity};
 use crate::session::brief::Brief;
 use crate::session::client;
+use crate::session::global_ddl;
 use crate::session::pipeline::{Entry, Expect, Risk};
-use crate::session::prepared::PER_SESSION_MAX;
+use crate::session::prepared::{PER_SESSION_MAX, Statement};
 use crate::session::relay::{End, OUTPUT_BYTES_MAX, Session};
 use crate::wire::frame::{self, HEADER_BYTES, Header};
 use crate::wire::message::backend::{self, Status};
@@ -27,13 +28,13 @@ const NAMES_BYTES_MAX: usize = 16 * 1024;
 const AWAITED_MAX: usize = 4096;
 /// What a node refuses whatever state its transaction is in, so that a refusal of ours fails it as one of
 /// the node's own would; the client gets other words.
-const UNPARSABLE: &str = "synapsedb refuses this";
+pub(super) const UNPARSABLE: &str = "synapsedb refuses this";
 
 /// The server's own functions that change large objects, by OID (`pg_proc.dat`, the same in all versions).
 const LARGE_OBJECTS: [u32; 10] = [715, 764, 767, 955, 957, 964, 1004, 3172, 3457, 3460];
 
 /// Whether the loop over the client's messages goes on.
-enum Step {
+pub(super) enum Step {
     /// The message is dealt with.
     Next,
     /// More of it must arrive first.
@@ -162,11 +163,12 @@ impl Session {
     /// On the read-only port nothing runs between a text that may have changed settings and the moment
     /// they are put back.
     fn must_wait(&self) -> bool {
-        self.read_only
-            && !self.in_batch
-            && self.status == Status::Idle
-            && self.state.unsure()
-            && !self.pipeline.is_empty()
+        self.barrier && !self.pipeline.is_empty()
+            || self.read_only
+                && !self.in_batch
+                && self.status == Status::Idle
+                && self.state.unsure()
+                && !self.pipeline.is_empty()
     }
 
     /// Takes a connection for the message at the front, or answers that there is none. False: answered.
@@ -262,6 +264,9 @@ impl Session {
             return Ok(Step::Next);
         }
         self.note(&brief);
+        if let Some(facts) = brief.special.as_ref().filter(|f| global_ddl::concerns(f)) {
+            return self.unseen_query(header, facts, entry).await;
+        }
         if let Some(name) = brief
             .deallocates
             .as_ref()
@@ -289,15 +294,23 @@ impl Session {
         if long {
             return self.long_parse(header, name.is_empty()).await;
         }
-        let tail = name.end + 1..header.len;
-        let brief = self.brief(text_of(&self.input[tail.clone()]));
+        let tail = self.input[name.end + 1..header.len].to_vec();
+        let brief = self.brief(text_of(&tail));
+        let unseen = brief.special.as_ref().filter(|f| global_ddl::concerns(f));
+        let hidden = unseen.map_or(Ok(None), |facts| self.hide_passwords(&tail, facts));
+        let changed = matches!(hidden, Ok(Some(_)));
+        let (tail, odd) = match hidden {
+            Ok(hidden) => (Bytes::from(hidden.unwrap_or(tail)), None),
+            Err(refusal) => (Bytes::new(), Some(ClientError::Refused(refusal))),
+        };
         let name = Bytes::copy_from_slice(&self.input[name]);
         let error = self.parse_fault(&name).or_else(|| self.refusal(&brief));
+        let error = error.or(odd);
         let statement = (error.is_none() && !name.is_empty()).then(|| {
-            let digest = self.state.digest().map(|digest| digest ^ self.scope);
-            let tail = &self.input[tail.clone()];
+            let digest = self.state.digest().filter(|_| !changed);
+            let digest = digest.map(|digest| digest ^ self.scope);
             let brief = || Arc::clone(&brief);
-            self.shared.relay.shelf.get(digest, tail, brief)
+            self.shared.relay.shelf.get(digest, &tail, brief)
         });
         if self.lease.is_none()
             && let Some(known) = statement.as_ref().filter(|s| s.is_proven())
@@ -322,7 +335,7 @@ impl Session {
             self.parse_named(&statement, undo);
             self.pass(header, false);
         } else {
-            self.parse_unnamed(header, tail, brief);
+            self.parse_unnamed(header, tail, changed, brief);
         }
         Ok(Step::Next)
     }
@@ -390,6 +403,10 @@ impl Session {
             return Ok(Step::Next);
         }
         self.in_batch = true;
+        let portal = statement.as_ref().filter(|s| is_unseen(s)).and_then(|_| {
+            let name = names::portal_range(&self.input).ok().flatten()?;
+            Some(Bytes::copy_from_slice(&self.input[name]))
+        });
         // A statement that is not ours may be one that SQL's PREPARE made.
         let risk = statement.as_ref().map_or(Risk::Commit, |s| s.brief.risk);
         self.bound_risk = self.bound_risk.max(risk);
@@ -405,6 +422,9 @@ impl Session {
             self.pass(header, true);
         }
         self.pipeline.push(Entry::client(Expect::Bind));
+        if portal.is_some() || !self.portals.is_empty() {
+            self.note_portal(portal, statement);
+        }
         Ok(Step::Next)
     }
 
@@ -440,6 +460,16 @@ impl Session {
         self.in_batch = true;
         let mut entry = Entry::client(Expect::Execute);
         entry.risk = self.bound_risk;
+        if !self.portals.is_empty() {
+            if self.input.len() < header.len {
+                return Ok(Step::More);
+            }
+            let name = names::portal_range(&self.input).map_err(violation)?;
+            let name = name.map(|name| Bytes::copy_from_slice(&self.input[name]));
+            if let Some(statement) = name.and_then(|name| self.portals.remove(&name)) {
+                self.unseen_execute(&statement, &mut entry).await;
+            }
+        }
         self.pipeline.push(entry);
         self.pass(header, true);
         Ok(Step::Next)
@@ -508,14 +538,19 @@ impl Session {
     }
 }
 
+fn is_unseen(statement: &Arc<Statement>) -> bool {
+    let facts = statement.brief.special.as_ref();
+    facts.is_some_and(|facts| global_ddl::concerns(facts))
+}
+
 /// The text at the front, which ends with a zero byte.
-fn text_of(bytes: &[u8]) -> &[u8] {
+pub(super) fn text_of(bytes: &[u8]) -> &[u8] {
     let end = memchr::memchr(0, bytes).unwrap_or(bytes.len());
     &bytes[..end]
 }
 
 /// An error of ours as a frame.
-fn words(error: &ClientError) -> Bytes {
+pub(super) fn words(error: &ClientError) -> Bytes {
     let mut out = BytesMut::new();
     client::put_error(&mut out, &error.report());
     out.freeze()

@@ -1,0 +1,104 @@
+//! Commands that every node must run itself, since no transaction may hold them (CREATE DATABASE) or since
+//! they change a node's storage only (VACUUM): the writer has run them for a client, here the others do.
+//!
+//! Each runs as the client's role on a connection of its own. A node that fails at what the writer could do
+//! differs from it and is fenced (rule 14); upkeep that fails changes nothing and is only logged.
+
+use std::time::Duration;
+
+use tokio_postgres::Client;
+
+use super::service::Order;
+use super::steward::Steward;
+use crate::ids::NodeId;
+use crate::node::control::ControlError;
+use crate::node::settings::literal;
+
+/// Upkeep of what was just made waits until a follower has it: so often, so long each time.
+const TRIES: u32 = 5;
+const PAUSE: Duration = Duration::from_secs(1);
+
+impl Steward {
+    /// Runs the order on all nodes but the writer, one after the other. Dropped midway, nodes may differ;
+    /// the session sees to it that it is not.
+    pub(super) async fn run_elsewhere(&self, order: &Order) -> Vec<(String, Option<String>)> {
+        let mut outcome = Vec::new();
+        for node in self.others() {
+            let name = self.config.nodes[node.0].name.clone();
+            let error = self
+                .run_on(node, order)
+                .await
+                .err()
+                .map(|error| error.to_string());
+            if let Some(why) = &error {
+                let what = command_words(&order.command);
+                self.fence(
+                    node,
+                    &format!("{what} succeeded on the writer but failed here: {why}"),
+                );
+            }
+            outcome.push((name, error));
+        }
+        if let Some(database) = &order.makes
+            && let Err(error) = self.database_created(database).await
+        {
+            tracing::error!(database, %error, "a new database could not be taken into replication");
+        }
+        outcome
+    }
+
+    /// Has all other nodes do the upkeep, each at its own pace.
+    pub(super) async fn upkeep_elsewhere(&self, order: &Order) {
+        let all = self.others().map(|node| self.upkeep_on(node, order));
+        futures_util::future::join_all(all).await;
+    }
+
+    async fn upkeep_on(&self, node: NodeId, order: &Order) {
+        for _ in 0..TRIES {
+            let work = self.cancel.run_until_cancelled(self.run_on(node, order));
+            match work.await {
+                None | Some(Ok(())) => return,
+                Some(Err(error)) => {
+                    tracing::debug!(node = node.0, %error, "upkeep on a follower failed");
+                }
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    fn others(&self) -> impl Iterator<Item = NodeId> {
+        let writer = self.writer();
+        let all = (0..self.config.nodes.len()).map(NodeId);
+        all.filter(move |node| *node != writer)
+    }
+
+    async fn run_on(&self, node: NodeId, order: &Order) -> Result<(), ControlError> {
+        // A database is not made or dropped from inside itself.
+        let client = self.control.connect(node, &order.database).await?;
+        run(&client, order).await?;
+        Ok(())
+    }
+}
+
+/// The settings first, each in a Query of its own, since the command may stand in none with others.
+async fn run(client: &Client, order: &Order) -> Result<(), tokio_postgres::Error> {
+    if let Some(path) = &order.search_path {
+        let set = format!(
+            "select pg_catalog.set_config('search_path', {}, false)",
+            literal(path)
+        );
+        client.batch_execute(&set).await?;
+    }
+    let role = format!(
+        "select pg_catalog.set_config('role', {}, false)",
+        literal(&order.role)
+    );
+    client.batch_execute(&role).await?;
+    client.batch_execute(&order.command).await
+}
+
+/// The command's first words, which hold no secret.
+fn command_words(command: &str) -> String {
+    let words: Vec<_> = command.split_whitespace().take(3).collect();
+    words.join(" ")
+}
