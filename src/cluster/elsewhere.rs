@@ -18,6 +18,12 @@ use crate::node::settings::literal;
 const TRIES: u32 = 5;
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// The `search_path` that a role begins with in this database.
+const OWN_PATH: &str = "coalesce((select substr(c, 13) from pg_db_role_setting s, unnest(s.setconfig) c \
+    where c like 'search_path=%' and s.setrole in (0, to_regrole(quote_ident($role))) \
+    and s.setdatabase in (0, (select d.oid from pg_database d where d.datname = current_database())) \
+    order by s.setrole <> 0 desc, s.setdatabase <> 0 desc limit 1), '\"$user\", public')";
+
 impl Steward {
     /// Runs the order on all nodes but the writer, one after the other. Dropped midway, nodes may differ;
     /// the session sees to it that it is not.
@@ -82,17 +88,14 @@ impl Steward {
 
 /// The settings first, each in a Query of its own, since the command may stand in none with others.
 async fn run(client: &Client, order: &Order) -> Result<(), tokio_postgres::Error> {
-    if let Some(path) = &order.search_path {
-        let set = format!(
-            "select pg_catalog.set_config('search_path', {}, false)",
-            literal(path)
-        );
-        client.batch_execute(&set).await?;
-    }
-    let role = format!(
-        "select pg_catalog.set_config('role', {}, false)",
-        literal(&order.role)
-    );
+    let role_name = literal(&order.role);
+    let path = match &order.search_path {
+        Some(path) => literal(path),
+        None => OWN_PATH.replace("$role", &role_name),
+    };
+    let set = format!("select pg_catalog.set_config('search_path', {path}, false)");
+    client.batch_execute(&set).await?;
+    let role = format!("select pg_catalog.set_config('role', {role_name}, false)");
     client.batch_execute(&role).await?;
     client.batch_execute(&order.command).await
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::house::{code, value};
 use crate::support::cluster::TestCluster;
 
-const ROLES: &str = "select string_agg(concat_ws(':', rolname, rolsuper, rolcreatedb, rolpassword, rolconfig::text, \
+const ROLES: &str = "select string_agg(concat_ws(':', rolname, rolsuper, rolcreatedb, rolpassword, (select setconfig::text from pg_db_role_setting where setrole = a.oid), \
     shobj_description(oid, 'pg_authid'), (select string_agg(roleid::regrole::text, ',' order by roleid::regrole::text) \
     from pg_auth_members where member = a.oid)), ' ' order by rolname) from pg_authid a \
     where rolname !~ '^pg_' and rolname <> 'synapsedb_applier'";
