@@ -53,6 +53,48 @@ async fn commands_that_no_trigger_sees() {
                 .unwrap_or_else(|e| panic!("{statement}: {e:?}"));
         }
     }
+    more_roles(&client).await;
+    let roles = alike(&cluster, ROLES).await;
+    for part in [
+        "plain:f:f:SCRAM-SHA-256$",
+        "work_mem=3MB",
+        "not special:member",
+        "committed",
+        "kept",
+        "extended:f:t:SCRAM",
+        "made_by_keeper",
+        "two:f:f:one",
+    ] {
+        assert!(roles.contains(part), "{part}: {roles}");
+    }
+    for part in ["transient", "undone", "doomed", "three", "it's"] {
+        assert!(!roles.contains(part), "{part}: {roles}");
+    }
+    let clear = "select count(*) from synapsedb.ddl_log where command ~ 'it''''s|clear' and command !~ 'SCRAM'";
+    assert_eq!(value(&client, clear).await, "0");
+    // Whoever is not the proxy can't log.
+    let forged = "select synapsedb.log_command('guess', 'x', 'create role forged', '{}', null)";
+    assert_eq!(code(client.batch_execute(forged).await), "42501");
+    databases(&cluster, &client).await;
+    for upkeep in [
+        "vacuum t",
+        "analyze",
+        "reindex table t",
+        "vacuum full t",
+        "checkpoint",
+    ] {
+        client
+            .batch_execute(upkeep)
+            .await
+            .unwrap_or_else(|e| panic!("{upkeep}: {e:?}"));
+    }
+    let vacuumed = "select (vacuum_count > 0)::text from pg_stat_user_tables where relname = 't'";
+    assert_eq!(alike(&cluster, vacuumed).await, "true");
+    cluster.assert_nodes_equal().await;
+}
+
+/// Refusals, failures, the extended protocol, and another role.
+async fn more_roles(client: &tokio_postgres::Client) {
     assert_eq!(
         code(client.batch_execute("create role plain").await),
         "42710"
@@ -99,43 +141,6 @@ async fn commands_that_no_trigger_sees() {
         .await
         .expect("may");
     client.batch_execute("reset role").await.expect("may");
-    let roles = alike(&cluster, ROLES).await;
-    for part in [
-        "plain:f:f:SCRAM-SHA-256$",
-        "work_mem=3MB",
-        "not special:member",
-        "committed",
-        "kept",
-        "extended:f:t:SCRAM",
-        "made_by_keeper",
-        "two:f:f:one",
-    ] {
-        assert!(roles.contains(part), "{part}: {roles}");
-    }
-    for part in ["transient", "undone", "doomed", "three", "it's"] {
-        assert!(!roles.contains(part), "{part}: {roles}");
-    }
-    let clear = "select count(*) from synapsedb.ddl_log where command ~ 'it''''s|clear' and command !~ 'SCRAM'";
-    assert_eq!(value(&client, clear).await, "0");
-    // Whoever is not the proxy can't log.
-    let forged = "select synapsedb.log_command('guess', 'x', 'create role forged', '{}', null)";
-    assert_eq!(code(client.batch_execute(forged).await), "42501");
-    databases(&cluster, &client).await;
-    for upkeep in [
-        "vacuum t",
-        "analyze",
-        "reindex table t",
-        "vacuum full t",
-        "checkpoint",
-    ] {
-        client
-            .batch_execute(upkeep)
-            .await
-            .unwrap_or_else(|e| panic!("{upkeep}: {e:?}"));
-    }
-    let vacuumed = "select (vacuum_count > 0)::text from pg_stat_user_tables where relname = 't'";
-    assert_eq!(alike(&cluster, vacuumed).await, "true");
-    cluster.assert_nodes_equal().await;
 }
 
 async fn databases(cluster: &TestCluster, client: &tokio_postgres::Client) {
