@@ -1,0 +1,147 @@
+"""From rates to a table: medians, ratios of SynapseDB to the others, goals, and the machine they hold for."""
+
+import json
+import os
+import pathlib
+import platform
+import re
+import statistics
+import subprocess
+
+AGAINST = ["bare", "pgbouncer", "physical", "remote_write", "pgpool"]
+
+
+class Report:
+    """Rates by case and system, and what could not be measured."""
+
+    def __init__(self, systems, cases):
+        self.systems = systems
+        self.cases = cases
+        self.rates = {case.key: {system.key: [] for system in systems} for case in cases}
+        self.why_not = {}
+        self.failures = []
+        self._notes = []
+
+    def add(self, case, system, rate):
+        self.rates[case.key][system.key].append(rate)
+
+    def cannot(self, case, system, why):
+        """Remembers why a figure is missing."""
+        found = self.why_not.setdefault((system.label, why), [])
+        if case.label not in found:
+            found.append(case.label)
+
+    def failed(self, case, system, why):
+        """A run that should have succeeded."""
+        self.failures.append((system.key, case.key, why))
+        self.cannot(case, system, f"FAILED: {why}")
+
+    def note(self, text):
+        if text not in self._notes:
+            self._notes.append(text)
+
+    @property
+    def notes(self):
+        """Why figures are missing, and whatever else was noticed."""
+        why_not = [f"{label}: {why} ({'; '.join(cases)})" for (label, why), cases in self.why_not.items()]
+        return why_not + self._notes
+
+    def median(self, case, key):
+        """The middle of a system's rates; None where there is none."""
+        found = self.rates[case.key].get(key)
+        return statistics.median(found) if found else None
+
+    def ratio(self, case, key):
+        """SynapseDB's median by another system's."""
+        ours, theirs = self.median(case, "synapsedb"), self.median(case, key)
+        return ours / theirs if ours and theirs else None
+
+    def goals(self):
+        """(case, against, goal, reached ratio or None) of every goal."""
+        for case in self.cases:
+            for key, goal in case.goals:
+                yield case, key, goal, self.ratio(case, key)
+
+    def table(self):
+        """The whole report as Markdown."""
+        labels = {system.key: system.label for system in self.systems}
+        rows = [["", *labels.values()]]
+        for case in self.cases:
+            cells = [_rate(self.median(case, key)) for key in labels]
+            rows.append([f"{case.label} ({case.unit})", *cells])
+        text = ["Medians:", "", *_markdown(rows)]
+        others = [key for key in AGAINST if key in labels]
+        if "synapsedb" in labels and others:
+            rows = [["SynapseDB by", *(labels[key] for key in others)]]
+            for case in self.cases:
+                rows.append([case.label, *(self._cell(case, key) for key in others)])
+            text += ["", "Ratios, with the goal where there is one:", "", *_markdown(rows)]
+        notes = self.notes
+        if notes:
+            text += ["", *(f"- {note}" for note in notes)]
+        return "\n".join(text)
+
+    def _cell(self, case, key):
+        ratio = self.ratio(case, key)
+        goal = dict(case.goals).get(key)
+        if ratio is None:
+            return "-"
+        if goal is None:
+            return f"{ratio:.2f}"
+        return f"{ratio:.2f} (goal {goal:.2f}: {'reached' if ratio >= goal else 'not reached'})"
+
+    def write(self, path, machine, settings):
+        """The same as JSON, with every single rate."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cases = {}
+        for case in self.cases:
+            keys = [system.key for system in self.systems]
+            cases[case.key] = {
+                "label": case.label,
+                "unit": case.unit,
+                "rates": self.rates[case.key],
+                "medians": {key: self.median(case, key) for key in keys},
+                "ratios": {key: self.ratio(case, key) for key in keys if key != "synapsedb"},
+            }
+        goals = [
+            {"case": case.key, "against": key, "goal": goal, "ratio": ratio, "reached": bool(ratio and ratio >= goal)}
+            for case, key, goal, ratio in self.goals()
+        ]
+        report = {"machine": machine, "settings": settings, "cases": cases, "goals": goals, "notes": self.notes}
+        path.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _rate(value):
+    return "-" if value is None else f"{value:,.0f}"
+
+
+def _markdown(rows):
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+
+    def line(cells):
+        first, *rest = zip(cells, widths)
+        padded = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in rest)]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return [line(rows[0]), "| " + " | ".join(rule) + " |", *(line(row) for row in rows[1:])]
+
+
+def machine(place):
+    """What the figures hold for, in one line."""
+    processor = platform.machine()
+    try:
+        found = re.search(r"^model name\s*: (.*)$", pathlib.Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        processor = found[1].strip() if found else processor
+    except OSError:
+        pass
+    said = subprocess.run([place.program("postgres"), "--version"], capture_output=True, text=True, timeout=10)
+    version = re.search(r"[\d.]+", said.stdout)
+    where = subprocess.run(
+        ["stat", "-f", "-c", "%T", place.folder], capture_output=True, text=True, timeout=10
+    ).stdout.strip()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return (
+        f"{os.cpu_count()} cores ({processor}), {memory:.0f} GB, {platform.system()} {platform.release()}, "
+        f"{where or 'unknown file system'}, PostgreSQL {version[0] if version else '?'}; everything on this one machine"
+    )
