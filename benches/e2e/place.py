@@ -1,5 +1,6 @@
 """Where a run lives: one temporary folder, free ports, and the programs it uses."""
 
+import fcntl
 import os
 import pathlib
 import random
@@ -24,9 +25,12 @@ class Place:
     def __init__(self, parent):
         self.who = processes.account()
         self.password = secrets.token_hex(12)
+        remove_left_over(pathlib.Path(parent))
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="synapsedb-bench-", dir=parent))
         # Others may pass through, but not look.
         self.folder.chmod(0o711)
+        self._lock = open(self.folder / "lock", "w", encoding="ascii")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
         self.programs = postgres_programs()
         self._ports = set()
 
@@ -68,6 +72,19 @@ class Place:
     def remove(self):
         """Removes the folder with all in it."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def remove_left_over(parent):
+    """Removes the folders of runs that were killed: ours, and locked by nobody."""
+    for folder in parent.glob("synapsedb-bench-*"):
+        try:
+            if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
+                continue
+            with open(folder / "lock", encoding="ascii") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            continue
 
 
 def is_free(port):
