@@ -156,3 +156,37 @@ async fn a_runner_opens_only_to_the_secret_and_never_gives_more_than_its_role() 
         row.get::<_, &str>(2)
     );
 }
+
+#[tokio::test]
+async fn the_proxy_logs_what_no_trigger_sees_by_its_secret_and_only_as_the_role_that_asks() {
+    let cluster = servers(1).await;
+    let root = cluster.node(0).await;
+    let ann = ann(&cluster).await;
+    let call = |secret: &str| {
+        format!(
+            "select synapsedb.log_command({secret}, 'CREATE ROLE', 'create role made', null, null)"
+        )
+    };
+    // Before any secret is set none opens it.
+    for secret in ["'secret'", "null", "''"] {
+        assert_eq!(code(&ann, &call(secret)).await, "42501", "{secret}");
+    }
+    assert_eq!(
+        code(&ann, "select synapsedb.set_log_hash('x')").await,
+        "42501"
+    );
+    let hash = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b"; // Of "secret".
+    run(&root, &format!("select synapsedb.set_log_hash('{hash}')")).await;
+    for secret in ["'wrong'", "null", &format!("'{hash}'")] {
+        assert_eq!(code(&ann, &call(secret)).await, "42501", "{secret}");
+    }
+    run(&ann, &call("'secret'")).await;
+    run(&ann, &format!("begin; {}; rollback", call("'secret'"))).await;
+    let rows = log(&root, 0).await;
+    assert_eq!(rows.len(), 1, "a rollback takes its row back");
+    assert_eq!(
+        (rows[0].role.as_str(), rows[0].tag.as_str()),
+        ("ann", "CREATE ROLE")
+    );
+    assert_eq!(rows[0].command.as_deref(), Some("create role made"));
+}

@@ -135,3 +135,34 @@ async fn nothing_is_logged_in_the_replica_role_nor_by_installing_again() {
     run(&root, "drop table quiet").await;
     assert_eq!(log(&root, 0).await.len(), 1);
 }
+
+#[tokio::test]
+async fn what_was_there_before_is_adopted() {
+    let cluster = crate::support::cluster::TestCluster::builder()
+        .nodes(1)
+        .without_proxy()
+        .start()
+        .await;
+    let root = cluster.node(0).await;
+    run(&root, "create table keyless (a int); insert into keyless values (1); create unlogged table u (a int primary key); \
+                insert into u values (1); create unlogged sequence s; create table t (a int primary key); \
+                create function f() returns trigger language plpgsql as 'begin return new; end'; \
+                create trigger always before insert on t for each row execute function f(); \
+                alter table t enable always trigger always").await;
+    for _ in 0..2 {
+        run(&root, synapsedb::node::schema::INSTALL).await;
+    }
+    run(
+        &root,
+        "update keyless set a = 2; delete from keyless; update u set a = 2",
+    )
+    .await;
+    let row = root
+        .query_one("select (select string_agg(concat(relname, relpersistence, relreplident), ' ' order by relname) from pg_class \
+                       where relname in ('keyless', 'u', 't', 's')), (select tgenabled::text from pg_trigger where tgname = 'always')", &[])
+        .await
+        .expect("a row");
+    assert_eq!(row.get::<_, &str>(0), "keylesspf spn tpd upd");
+    assert_eq!(row.get::<_, &str>(1), "O");
+    assert_eq!(log(&root, 0).await.len(), 0);
+}

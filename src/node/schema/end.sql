@@ -100,7 +100,7 @@ begin
         and v_text ~* E'\\mfrom\\s+current\\M' then
     v_command := pg_get_functiondef(v_objects[1]);
   elsif v_tag = 'IMPORT FOREIGN SCHEMA' then
-    v_command := (select string_agg(synapsedb.table_definition(o), E';\n' order by o) from unnest(v_objects) o);
+    v_command := (select string_agg(synapsedb.table_definition(o), E';\n' order by o) from unnest(v_relations) o);
   elsif v_tag = 'CREATE EXTENSION' then
     v_detail := v_detail || jsonb_build_object('extension', (select e.extname from pg_extension e where e.oid = v_objects[1]));
     v_relations := synapsedb.extension_relations(v_objects[1]);

@@ -259,3 +259,45 @@ begin
     || pg_event_trigger_table_rewrite_oid() || '/' || pg_event_trigger_table_rewrite_reason() || ',');
 end
 $$;
+
+-- For commands that no event trigger sees (rule 22): the proxy, which has read them itself, adds their row in the
+-- client's own session and transaction. It names the role that asks, as every row does, and needs the
+-- proxy's secret, which is bound as a parameter and never written into a text.
+create or replace function synapsedb.log_command(secret text, tag text, command text, settings jsonb, detail jsonb)
+  returns void
+  language plpgsql
+  set search_path = pg_catalog set row_security = on set quote_all_identifiers = off
+as $$
+declare
+  v_tag text := log_command.tag;
+  v_ordinal int := 1; v_nested bool := false; v_query text;
+  v_settings jsonb := coalesce(log_command.settings, '{}');
+  v_command text := log_command.command;
+  v_detail jsonb := log_command.detail;
+begin
+  if not synapsedb.is_log_secret(log_command.secret) or v_command is null then
+    raise exception 'not for you' using errcode = 'insufficient_privilege';
+  end if;
+  insert into synapsedb.ddl_log (role, tag, ordinal, nested, query, settings, command, detail, logged_at)
+    values (current_user, v_tag, v_ordinal, v_nested, v_query, v_settings, v_command, v_detail, clock_timestamp());
+end
+$$;
+
+create or replace function synapsedb.is_log_secret(secret text) returns boolean
+  language plpgsql stable security definer set search_path = pg_catalog
+as $$
+begin
+  return coalesce((select k.log_hash = encode(sha256(convert_to(is_log_secret.secret, 'UTF8')), 'hex')
+                     from synapsedb.node_key k), false);
+end
+$$;
+
+-- Sets the hash (SHA-256, hex) of the secret that log_command asks for. For superusers, on each node.
+create or replace function synapsedb.set_log_hash(hash text) returns void
+  language plpgsql set search_path = pg_catalog
+as $$
+begin
+  update synapsedb.node_key k set log_hash = set_log_hash.hash where k.log_hash is distinct from set_log_hash.hash;
+end
+$$;
+revoke all on function synapsedb.set_log_hash(text) from public;

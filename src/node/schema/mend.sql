@@ -54,10 +54,10 @@ begin
 end
 $$;
 
--- The same for all that a database already holds at first contact. For superusers, on each node, in the
--- replica role (nothing is logged).
+-- The same for all that a database already holds when this is installed: on each node by itself, in the
+-- replica role, so that nothing is logged. Where it has run before it finds nothing to do.
 create or replace function synapsedb.adopt() returns void
-  language plpgsql set search_path = pg_catalog
+  language plpgsql set search_path = pg_catalog set session_replication_role = replica
 as $$
 declare
   v_command text;

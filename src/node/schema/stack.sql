@@ -79,7 +79,7 @@ $$;
 create table if not exists synapsedb.node_key (
   only_row bool primary key default true check (only_row),
   key text not null,
-  runner_hash text
+  log_hash text
 );
 do $$
 begin

@@ -3,6 +3,8 @@
 -- Event triggers fire in the order of their names; these must come before a user's own, whose DDL would
 -- else be logged before the command that set it off.
 
+select synapsedb.adopt();
+
 do $$
 begin
   if not exists (select from pg_publication where pubname = 'synapsedb') then
