@@ -6,6 +6,7 @@ use super::service::{Answer, Order, Service};
 use super::steward::Steward;
 use crate::error::ClientError;
 use crate::ids::NodeId;
+use crate::sql::catalog::Catalog;
 
 /// The steward, as sessions know it.
 pub struct Asked(pub Arc<Steward>);
@@ -29,6 +30,14 @@ impl Service for Asked {
                 }
             })
         })
+    }
+
+    fn catalog_generation(&self) -> u64 {
+        self.0.catalogs().generation()
+    }
+
+    fn catalog(&self, database: &str) -> Arc<Catalog> {
+        self.0.catalogs().get(database)
     }
 
     fn log_secret(&self) -> Option<&str> {

@@ -5,9 +5,11 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use crate::error::ClientError;
 use crate::ids::NodeId;
+use crate::sql::catalog::Catalog;
 
 /// A boxed future, since the trait is used as an object.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -36,6 +38,12 @@ pub trait Service: Send + Sync {
 
     /// Brings the tables behind the metadata views of `database` on the writer up to date.
     fn refresh_metadata<'a>(&'a self, database: &'a str) -> Answer<'a, Result<(), ClientError>>;
+
+    /// Differs after any database's snapshot of names has been replaced.
+    fn catalog_generation(&self) -> u64;
+
+    /// What the database's names stand for, by the newest snapshot.
+    fn catalog(&self, database: &str) -> Arc<Catalog>;
 
     /// What opens `synapsedb.log_command`; none where there are no followers.
     fn log_secret(&self) -> Option<&str>;
@@ -69,6 +77,14 @@ impl Service for Alone {
 
     fn refresh_metadata<'a>(&'a self, _: &'a str) -> Answer<'a, Result<(), ClientError>> {
         Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn catalog_generation(&self) -> u64 {
+        0
+    }
+
+    fn catalog(&self, _: &str) -> Arc<Catalog> {
+        Arc::new(Catalog::unknown())
     }
 
     fn log_secret(&self) -> Option<&str> {

@@ -208,18 +208,12 @@ impl quick_cache::Weighter<Bytes, Arc<Brief>> for TextWeight {
 /// Briefs by text, bounded.
 pub struct Briefs {
     cache: quick_cache::sync::Cache<Bytes, Arc<Brief>, TextWeight>,
-    catalog: Catalog,
-}
-
-impl Default for Briefs {
-    fn default() -> Self {
-        Self::new(Catalog::unknown())
-    }
+    catalog: Arc<Catalog>,
 }
 
 impl Briefs {
     /// None yet; names mean what `catalog` says.
-    pub fn new(catalog: Catalog) -> Self {
+    pub fn new(catalog: Arc<Catalog>) -> Self {
         Self {
             cache: quick_cache::sync::Cache::with_weighter(
                 CACHE_TEXTS,
@@ -228,6 +222,11 @@ impl Briefs {
             ),
             catalog,
         }
+    }
+
+    /// Which snapshot of the database's names they go by.
+    pub fn generation(&self) -> u64 {
+        self.catalog.generation()
     }
 
     /// The brief of a text; `standard_strings` is the session's `standard_conforming_strings`.

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -50,8 +50,8 @@ const CANCEL_LIMIT: Duration = Duration::from_secs(5);
 pub struct Common {
     /// Prepared statements.
     pub shelf: Shelf,
-    /// What is known of texts.
-    pub briefs: Briefs,
+    /// What is known of texts, by database.
+    briefs: Mutex<BTreeMap<String, Arc<Briefs>>>,
     service: OnceLock<Arc<dyn Service>>,
     sessions: AtomicU64,
 }
@@ -69,6 +69,20 @@ impl Common {
             Some(service) => service.as_ref(),
             None => &Alone,
         }
+    }
+
+    /// The briefs that go by the newest snapshot of a database's names.
+    fn briefs(&self, database: &str) -> Arc<Briefs> {
+        let catalog = self.service().catalog(database);
+        let mut known = self.briefs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(briefs) = known.get(database) {
+            if briefs.generation() == catalog.generation() {
+                return Arc::clone(briefs);
+            }
+        }
+        let briefs = Arc::new(Briefs::new(catalog));
+        known.insert(database.to_owned(), Arc::clone(&briefs));
+        briefs
     }
 }
 
@@ -101,6 +115,8 @@ pub struct Session {
     pub(super) database: String,
     /// Tells statements of other users and databases apart.
     pub(super) scope: u64,
+    /// What is known of texts, and the generation of names at which that was the newest.
+    briefs: (u64, Arc<Briefs>),
     pub(super) read_only: bool,
     pub(super) cancel: CancelHandle,
     pool: Arc<Pool>,
@@ -166,7 +182,10 @@ pub async fn run(client: Client, shared: Arc<Shared>) {
         seat,
         ..
     } = client;
+    let generation = shared.relay.service().catalog_generation();
+    let briefs = (generation, shared.relay.briefs(&database));
     let mut session = Session {
+        briefs,
         id: shared.relay.sessions.fetch_add(1, Ordering::Relaxed) + 1,
         state: State::new(settings, read_only),
         scope: fnv1a(format!("{user}\0{database}").as_bytes()),
@@ -209,6 +228,15 @@ pub async fn run(client: Client, shared: Arc<Shared>) {
 }
 
 impl Session {
+    /// What is known of texts in this database now.
+    pub(super) fn briefs(&mut self) -> Arc<Briefs> {
+        let generation = self.shared.relay.service().catalog_generation();
+        if self.briefs.0 != generation {
+            self.briefs = (generation, self.shared.relay.briefs(&self.database));
+        }
+        Arc::clone(&self.briefs.1)
+    }
+
     async fn serve(&mut self, io: &mut ClientIo) -> End {
         let shared = Arc::clone(&self.shared);
         let mut stop = pin!(shared.stop.cancelled());

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::error::{ClientError, Refusal, Severity};
-use crate::session::brief::Brief;
+use crate::session::brief::{Brief, Briefs};
 use crate::session::client;
 use crate::session::global_ddl;
 use crate::session::pipeline::{Entry, Expect, Risk};
@@ -220,10 +220,10 @@ impl Session {
         }
     }
 
-    fn brief(&self, text: &[u8]) -> Arc<Brief> {
+    fn brief(&self, briefs: &Briefs, text: &[u8]) -> Arc<Brief> {
         let scs = self.state.wanted.get("standard_conforming_strings");
         let standard = scs.is_none_or(|value| value == "on") && !self.state.unsure();
-        self.shared.relay.briefs.get(text, standard)
+        briefs.get(text, standard)
     }
 
     /// Why a text is not sent, if so.
@@ -240,10 +240,11 @@ impl Session {
         if !long && self.input.len() < header.len {
             return Ok(Step::More);
         }
+        let briefs = self.briefs();
         let brief = if long {
             Arc::new(Brief::unknown())
         } else {
-            self.brief(text_of(&self.input[HEADER_BYTES..header.len]))
+            self.brief(&briefs, text_of(&self.input[HEADER_BYTES..header.len]))
         };
         if !self.connected(header).await? {
             return Ok(Step::Next);
@@ -295,7 +296,8 @@ impl Session {
             return self.long_parse(header, name.is_empty()).await;
         }
         let tail = self.input[name.end + 1..header.len].to_vec();
-        let brief = self.brief(text_of(&tail));
+        let briefs = self.briefs();
+        let brief = self.brief(&briefs, text_of(&tail));
         let unseen = brief.special.as_ref().filter(|f| global_ddl::concerns(f));
         let hidden = unseen.map_or(Ok(None), |facts| self.hide_passwords(&tail, facts));
         let changed = matches!(hidden, Ok(Some(_)));
