@@ -10,51 +10,8 @@ use super::bring_up::{BringUpError, Reached};
 use crate::config::Config;
 use crate::ids::NodeId;
 use crate::node::control::{self, Control, ControlError};
-
-/// One line for each object a database defines, by name.
-const DEFINITIONS: &str = "
-select 'column ' || n.nspname || '.' || c.relname || '.' || a.attname || ' ' || format_type(a.atttypid, a.atttypmod)
-       || case when a.attnotnull then ' not null' else '' end
-       || coalesce(' default ' || pg_get_expr(d.adbin, d.adrelid), '')
-  from pg_class c join pg_namespace n on n.oid = c.relnamespace
-  join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
-  left join pg_attrdef d on d.adrelid = c.oid and d.adnum = a.attnum
- where n.nspname not in ('pg_catalog', 'information_schema', 'pg_toast', 'synapsedb') and n.nspname not like 'pg\\_temp%'
-union all
-select 'relation ' || n.nspname || '.' || c.relname || ' ' || c.relkind::text || ' owner ' || pg_get_userbyid(c.relowner)
-  from pg_class c join pg_namespace n on n.oid = c.relnamespace
- where n.nspname not in ('pg_catalog', 'information_schema', 'pg_toast', 'synapsedb') and n.nspname not like 'pg\\_temp%'
-union all
-select 'constraint ' || conrelid::regclass::text || ' ' || conname || ' ' || pg_get_constraintdef(oid)
-  from pg_constraint where conrelid <> 0 and connamespace not in
-       (select oid from pg_namespace where nspname in ('pg_catalog', 'information_schema', 'synapsedb'))
-union all
-select 'function ' || p.oid::regprocedure::text || ' ' || md5(p.prosrc) from pg_proc p
-  join pg_namespace n on n.oid = p.pronamespace
- where n.nspname not in ('pg_catalog', 'information_schema', 'synapsedb')
-union all
-select 'type ' || n.nspname || '.' || t.typname || ' ' || t.typtype::text from pg_type t
-  join pg_namespace n on n.oid = t.typnamespace
- where n.nspname not in ('pg_catalog', 'information_schema', 'pg_toast', 'synapsedb') and n.nspname not like 'pg\\_temp%'
-union all
-select 'extension ' || extname || ' ' || extversion from pg_extension
-union all
-select 'index ' || indexdef from pg_indexes where schemaname not in ('pg_catalog', 'information_schema', 'pg_toast', 'synapsedb')";
-
-/// One line for each role and each database.
-const GLOBALS: &str = "
-select 'role ' || rolname || ' ' || rolsuper::text || rolcanlogin::text || rolcreatedb::text || rolcreaterole::text
-  from pg_authid where rolname not like 'pg\\_%' and rolname <> 'synapsedb_applier'
-union all
-select 'database ' || datname || ' ' || pg_encoding_to_char(encoding) || ' ' || datcollate from pg_database
- where not datistemplate";
-
-/// The tables whose rows are compared, quoted.
-const TABLES: &str = "
-select quote_ident(n.nspname) || '.' || quote_ident(c.relname) from pg_class c
-  join pg_namespace n on n.oid = c.relnamespace
- where c.relkind = 'r' and c.relpersistence <> 't'
-   and n.nspname not in ('pg_catalog', 'information_schema', 'pg_toast', 'synapsedb') order by 1";
+use crate::node::schema::{CLUSTER_FINGERPRINT, FINGERPRINT, TABLES_TO_COMPARE, table_hash};
+use tokio_postgres::Client;
 
 /// Compares every reached node with the first one.
 pub async fn check(
@@ -73,14 +30,10 @@ pub async fn check(
             error,
         }
     };
-    let globals = lines(&first.client, GLOBALS)
-        .await
-        .map_err(failed(first.node))?;
+    let ours = globals(&first.client).await.map_err(failed(first.node))?;
     for other in others {
-        let theirs = lines(&other.client, GLOBALS)
-            .await
-            .map_err(failed(other.node))?;
-        same(&name(first.node), &globals, &name(other.node), &theirs, "")?;
+        let theirs = globals(&other.client).await.map_err(failed(other.node))?;
+        same(&name(first.node), &ours, &name(other.node), &theirs, "")?;
     }
     let databases = control::databases(&first.client)
         .await
@@ -100,15 +53,30 @@ pub async fn check(
     Ok(())
 }
 
-async fn lines(
-    client: &tokio_postgres::Client,
-    sql: &str,
-) -> Result<BTreeSet<String>, ControlError> {
+/// Roles, databases and what belongs to them. Passwords are left out: a verifier's salt differs from node
+/// to node, and they are made the same afterwards.
+async fn globals(client: &Client) -> Result<BTreeSet<String>, ControlError> {
+    let mut lines = lines(client, CLUSTER_FINGERPRINT).await?;
+    let roles: Vec<String> = lines
+        .iter()
+        .filter(|l| l.starts_with("role "))
+        .cloned()
+        .collect();
+    for role in roles {
+        lines.remove(&role);
+        let plain = role
+            .rsplit_once(' ')
+            .map_or(role.as_str(), |(plain, _)| plain);
+        lines.insert(plain.to_owned());
+    }
+    Ok(lines)
+}
+
+/// One line for each row of a question.
+async fn lines(client: &Client, sql: &str) -> Result<BTreeSet<String>, ControlError> {
     let rows = control::rows(client, sql).await?;
-    Ok(rows
-        .into_iter()
-        .filter_map(|row| row.into_iter().next().flatten())
-        .collect())
+    let line = |row: Vec<Option<String>>| row.into_iter().flatten().collect::<Vec<_>>().join(" ");
+    Ok(rows.into_iter().map(line).collect())
 }
 
 /// What a database defines, and each table's rows as one line.
@@ -118,13 +86,10 @@ async fn contents(
     database: &str,
 ) -> Result<BTreeSet<String>, ControlError> {
     let client = control.connect(node, database).await?;
-    let mut all = lines(&client, DEFINITIONS).await?;
-    for table in lines(&client, TABLES).await? {
-        let sum = format!(
-            "select count(*)::text || ' rows, sum ' || coalesce(sum(hashtextextended(t::text, 0)), 0)::text from only {table} t"
-        );
-        for line in lines(&client, &sum).await? {
-            all.insert(format!("table {table}: {line}"));
+    let mut all = lines(&client, FINGERPRINT).await?;
+    for table in lines(&client, TABLES_TO_COMPARE).await? {
+        for line in lines(&client, &table_hash(&table)).await? {
+            all.insert(format!("table {table} with rows and their hash {line}"));
         }
     }
     Ok(all)
