@@ -10,6 +10,7 @@ use crate::error::ClientError;
 use crate::session::global_ddl::After;
 use crate::session::pipeline::{Entry, Expect, Fault, OutOfStep, Own, Risk, Verdict};
 use crate::session::relay::{End, Session};
+use crate::session::state;
 use crate::wire::frame::{Header, Step, Stop, TagSet};
 use crate::wire::message::backend::{self, Status};
 use crate::wire::message::frontend;
@@ -127,10 +128,16 @@ impl Session {
         }
     }
 
+    /// Whether the server may keep quiet about a wait that was broken off.
+    fn muted(&self) -> bool {
+        let carried = self.lease.as_ref().map(|lease| &lease.carried.settings);
+        self.state.muted() || carried.is_some_and(state::mutes)
+    }
+
     /// Whether the tags of the commands that complete matter.
     fn attentive(&self) -> bool {
         let after = |head: &Entry| head.after.is_some();
-        self.watch_drops || self.state.muted() || self.pipeline.head().is_some_and(after)
+        self.watch_drops || self.muted() || self.pipeline.head().is_some_and(after)
     }
 
     /// Deals with the frame at `passed`.
@@ -205,7 +212,7 @@ impl Session {
         let head = self.pipeline.head();
         matches!(tag, b'C' | b'Z')
             && !self.certain
-            && self.state.muted()
+            && self.muted()
             && head.is_some_and(|head| head.own.is_none() && head.risk > Risk::None)
     }
 
@@ -301,6 +308,7 @@ impl Session {
             {
                 return Err(End::Error(ClientError::CommitUnknown));
             }
+            self.told_end = true;
         }
         if fault.resync {
             frontend::sync(&mut self.to_server);

@@ -163,6 +163,8 @@ pub struct Session {
     pub(super) barrier: bool,
     /// Portals of statements that have to be logged or followed up when they are executed.
     pub(super) portals: BTreeMap<Bytes, Arc<Statement>>,
+    /// The client has had the node's own last words.
+    pub(super) told_end: bool,
     /// The client said goodbye; what it asked before is still being done.
     pub(super) leaving: bool,
 }
@@ -220,11 +222,24 @@ pub async fn run(client: Client, shared: Arc<Shared>) {
         kept: None,
         barrier: false,
         portals: BTreeMap::new(),
+        told_end: false,
         leaving: false,
     };
     let end = session.serve(&mut io).await;
     session.finish(io, end).await;
     drop(seat);
+}
+
+/// Writes what is left for the client, and why it has to leave. Takes a second or two at most.
+async fn farewell(mut io: ClientIo, answered: &[u8], error: Option<ClientError>) {
+    let write = async {
+        io.write_all(answered).await?;
+        io.flush().await
+    };
+    let _ = tokio::time::timeout(FAREWELL_LIMIT, write).await;
+    if let Some(error) = error {
+        client::dismiss(io, &error).await;
+    }
 }
 
 impl Session {
@@ -509,16 +524,11 @@ impl Session {
                     "a session lost its connection to a node"
                 );
                 drop(self.lease.take());
-                Some(self.loss())
+                (!self.told_end).then(|| self.loss())
             }
         };
-        self.leave_node().await;
-        if let Some(error) = error {
-            let mut io = io;
-            let answered = std::mem::take(&mut self.to_client);
-            let _ = tokio::time::timeout(FAREWELL_LIMIT, io.write_all(&answered)).await;
-            client::dismiss(io, &error).await;
-        }
+        let answered = std::mem::take(&mut self.to_client);
+        tokio::join!(self.leave_node(), farewell(io, &answered, error));
     }
 
     /// What a lost connection means for the client.

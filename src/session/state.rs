@@ -226,14 +226,26 @@ impl State {
     fn without_quiet(&mut self, mut settings: Settings) -> Settings {
         self.quiet = 0;
         if let Some(level) = settings.get_mut(MIN_MESSAGES) {
-            let wish = level.to_ascii_lowercase();
-            if matches!(wish.as_str(), "error" | "fatal" | "panic") {
+            if is_silent(level) {
                 self.quiet = 2;
                 KEPT_LEVEL.clone_into(level);
             }
         }
         settings
     }
+}
+
+/// Whether the server says less than warnings at this level.
+fn is_silent(level: &str) -> bool {
+    let silent = |word: &str| level.eq_ignore_ascii_case(word);
+    ["error", "fatal", "panic"].into_iter().any(silent)
+}
+
+/// Whether a connection with these settings keeps quiet about a wait that was broken off.
+pub fn mutes(settings: &Settings) -> bool {
+    settings
+        .get(MIN_MESSAGES)
+        .is_some_and(|level| is_silent(level))
 }
 
 #[cfg(test)]

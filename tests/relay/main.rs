@@ -7,6 +7,7 @@ mod support;
 
 mod basics;
 mod bulk;
+mod certainty;
 mod house;
 mod protocol;
 mod raw;
