@@ -256,7 +256,7 @@ pub async fn arm(
         .query_one(schema::MAKE_RUNNER, &[&admin, &secret_hash(secret)])
         .await?;
     client
-        .query_one(schema::MAKE_LOG_COMMAND, &[&secret_hash(log_secret)])
+        .query_one(schema::SET_LOG_HASH, &[&secret_hash(log_secret)])
         .await?;
     Ok(())
 }

@@ -13,7 +13,6 @@ pub const INSTALL: &str = concat!(
     include_str!("schema/mend.sql"),
     include_str!("schema/end.sql"),
     include_str!("schema/roles.sql"),
-    include_str!("schema/proxy.sql"),
     include_str!("schema/triggers.sql"),
 );
 
@@ -49,8 +48,8 @@ pub fn table_hash(table: &str) -> String {
     )
 }
 
-/// Makes the function by which the proxy logs commands itself, for the secret whose SHA-256 is `$1` (hex).
-pub const MAKE_LOG_COMMAND: &str = "select synapsedb.make_log_command($1::text)";
+/// Has `log_command`, by which the proxy logs commands itself, ask for the secret whose SHA-256 is `$1` (hex).
+pub const SET_LOG_HASH: &str = "select synapsedb.set_log_hash($1::text)";
 
 #[cfg(test)]
 mod tests {

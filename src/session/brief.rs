@@ -21,6 +21,8 @@ const CACHE_TEXTS: usize = 8192;
 #[derive(Debug, Default)]
 #[allow(clippy::struct_excessive_bools)]
 pub struct Brief {
+    /// The snapshot of names that it goes by.
+    pub names: u64,
     /// Look at the connection before another session may have it.
     pub probe: bool,
     /// Settings may differ from here on, so what is prepared now must not be shared.
@@ -58,7 +60,10 @@ impl Brief {
             Ok(text) => Facts::of(text, standard_strings),
             Err(_) => Facts::unknown(Reason::NotUnderstood("not UTF-8".to_owned())),
         };
-        let mut brief = Self::default();
+        let mut brief = Self {
+            names: catalog.generation(),
+            ..Self::default()
+        };
         for statement in &facts.statements {
             brief.add(statement, catalog);
         }
@@ -101,7 +106,9 @@ impl Brief {
             .extend(statement.names.placeholders.iter().cloned());
         let risk = risk(&statement.kind, effects);
         self.risk = self.risk.max(risk);
-        self.draws |= risk > Risk::None || effects.draws_sequence;
+        // Without a snapshot of the names any column's default may draw.
+        let blind = catalog.generation() == 0;
+        self.draws |= effects.draws_sequence || blind && risk > Risk::None;
         self.read_write |= asks_to_write(&statement.kind);
         let all = matches!(
             statement.kind,

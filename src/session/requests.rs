@@ -226,6 +226,19 @@ impl Session {
         briefs.get(text, standard)
     }
 
+    /// The brief of what is about to be bound, by what names stand for now.
+    fn brief_of(&mut self, statement: Option<&Arc<Statement>>) -> Arc<Brief> {
+        // A statement that is not ours may be one that SQL's PREPARE made.
+        let Some(statement) = statement else {
+            return Arc::new(Brief::unknown());
+        };
+        let briefs = self.briefs();
+        if statement.brief.names == briefs.generation() || statement.tail.is_empty() {
+            return Arc::clone(&statement.brief);
+        }
+        self.brief(&briefs, text_of(&statement.tail))
+    }
+
     /// Why a text is not sent, if so.
     fn refusal(&self, brief: &Brief) -> Option<ClientError> {
         if self.read_only && brief.read_write {
@@ -409,13 +422,9 @@ impl Session {
             let name = names::portal_range(&self.input).ok().flatten()?;
             Some(Bytes::copy_from_slice(&self.input[name]))
         });
-        // A statement that is not ours may be one that SQL's PREPARE made.
-        let risk = statement.as_ref().map_or(Risk::Commit, |s| s.brief.risk);
-        self.bound_risk = self.bound_risk.max(risk);
-        match &statement {
-            Some(statement) => self.note(&statement.brief),
-            None => self.note(&Brief::unknown()),
-        }
+        let brief = self.brief_of(statement.as_ref());
+        self.bound_risk = self.bound_risk.max(brief.risk);
+        self.note(&brief);
         if let Some(statement) = named {
             self.ensure(&statement);
             self.pass_renamed(header, &statement.server_name())?;

@@ -34,6 +34,14 @@ impl Service for Told {
         Box::pin(std::future::ready(Ok(())))
     }
 
+    fn catalog_generation(&self) -> u64 {
+        0
+    }
+
+    fn catalog(&self, _: &str) -> Arc<synapsedb::sql::catalog::Catalog> {
+        Arc::default()
+    }
+
     fn log_secret(&self) -> Option<&str> {
         None
     }
@@ -174,5 +182,6 @@ async fn a_broken_wait_is_not_an_answer() {
     )
     .await
     .expect("ended");
+    tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(raw.query("select 2").ask().await, "TD(2)CZ");
 }
