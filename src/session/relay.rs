@@ -75,10 +75,9 @@ impl Common {
     fn briefs(&self, database: &str) -> Arc<Briefs> {
         let catalog = self.service().catalog(database);
         let mut known = self.briefs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(briefs) = known.get(database) {
-            if briefs.generation() == catalog.generation() {
-                return Arc::clone(briefs);
-            }
+        let current = |briefs: &&Arc<Briefs>| briefs.generation() == catalog.generation();
+        if let Some(briefs) = known.get(database).filter(current) {
+            return Arc::clone(briefs);
         }
         let briefs = Arc::new(Briefs::new(catalog));
         known.insert(database.to_owned(), Arc::clone(&briefs));

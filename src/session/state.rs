@@ -225,11 +225,12 @@ impl State {
     /// want to hear.
     fn without_quiet(&mut self, mut settings: Settings) -> Settings {
         self.quiet = 0;
-        if let Some(level) = settings.get_mut(MIN_MESSAGES) {
-            if is_silent(level) {
-                self.quiet = 2;
-                KEPT_LEVEL.clone_into(level);
-            }
+        if let Some(level) = settings
+            .get_mut(MIN_MESSAGES)
+            .filter(|level| is_silent(level))
+        {
+            self.quiet = 2;
+            KEPT_LEVEL.clone_into(level);
         }
         settings
     }
