@@ -1,9 +1,11 @@
 //! `synapsedb release`: takes off the nodes everything the proxy made there.
 //!
-//! Users' data stays as it is. It refuses while a proxy reads a node's slots: that proxy would find
-//! its feet gone in the middle of a write.
+//! Users' data stays as it is. Commits that wait are answered before anything else is touched, so it
+//! works on nodes whose proxy is dead. It refuses while a proxy is at work on a node: that proxy would
+//! find its feet gone in the middle of a write.
 
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use tokio_postgres::Client;
@@ -12,6 +14,9 @@ use super::ConfigFile;
 use super::check::connect;
 use crate::config::{Config, Node};
 use crate::node::schema;
+
+/// How long a killed proxy's connections may take to vanish.
+const DEPARTURE_LIMIT: Duration = Duration::from_secs(5);
 
 /// The arguments of `release`.
 #[derive(Debug, Clone, Args)]
@@ -22,6 +27,9 @@ pub struct Arguments {
     /// Only this node, by its name in the configuration.
     #[arg(long, value_name = "NAME")]
     pub node: Option<String>,
+    /// End the connections of a proxy that is at work there, instead of refusing.
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// Why nothing was released.
@@ -48,7 +56,7 @@ pub async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode, Rel
     }
     let mut code = ExitCode::SUCCESS;
     for node in nodes {
-        match release(config, node).await {
+        match release(config, node, arguments.force).await {
             Ok(done) => println!("{}: {done}", node.name),
             Err(error) => {
                 println!("{}: not released: {error}", node.name);
@@ -60,22 +68,14 @@ pub async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode, Rel
 }
 
 /// One node. What is gone already is passed over, so it may be run again after a failure.
-async fn release(config: &Config, node: &Node) -> Result<String, String> {
+async fn release(config: &Config, node: &Node, force: bool) -> Result<String, String> {
     let admin = connect(config, node, &config.admin.database).await?;
-    let readers = column(
-        &admin,
-        "select slot_name::text from pg_replication_slots where slot_name ~ '^synapsedb_' and active",
-    )
-    .await?;
-    if !readers.is_empty() {
-        return Err("a proxy is at work on it; stop that first".to_owned());
+    if force {
+        end_proxy(&admin).await?;
     }
-    // First of all the setting: from here on no commit waits.
-    for setting in [
-        "synchronous_standby_names",
-        "synchronous_commit",
-        "client_min_messages",
-    ] {
+    wait_for_proxy_gone(&admin, force).await?;
+    // First of all the settings: from here on no commit waits, and those that do are answered.
+    for setting in ["synchronous_standby_names", "synchronous_commit"] {
         execute(&admin, &format!("alter system reset {setting}")).await?;
     }
     execute(&admin, "select pg_reload_conf()").await?;
@@ -102,6 +102,45 @@ async fn release(config: &Config, node: &Node) -> Result<String, String> {
     .await?;
     execute(&admin, schema::TEARDOWN_ROLE).await?;
     Ok(format!("released ({} databases)", databases.len()))
+}
+
+/// A proxy's connections on a node: streams, appliers, probes.
+const OF_PROXY: &str = "(application_name in ('synapsedb', 'synapsedb applier', 'synapsedb control', 'synapsedb admin')
+    or usename = 'synapsedb_applier') and pid <> pg_backend_pid()";
+
+/// Ends them, and whoever reads a slot.
+async fn end_proxy(admin: &Client) -> Result<(), String> {
+    let sql = format!(
+        "select pg_terminate_backend(pid) from pg_stat_activity where {OF_PROXY};
+         select pg_terminate_backend(active_pid) from pg_replication_slots
+          where slot_name ~ '^synapsedb_' and active_pid is not null"
+    );
+    execute(admin, &sql).await
+}
+
+/// A proxy that was killed just now still has connections here; one that is at work keeps them.
+async fn wait_for_proxy_gone(admin: &Client, force: bool) -> Result<(), String> {
+    let question = format!(
+        "select pid::text from pg_stat_activity where {OF_PROXY}
+         union all
+         select slot_name::text from pg_replication_slots where slot_name ~ '^synapsedb_' and active"
+    );
+    let until = Instant::now() + DEPARTURE_LIMIT;
+    while !column(admin, &question).await?.is_empty() {
+        if Instant::now() > until {
+            let advice = if force {
+                "it opens its connections anew: stop it"
+            } else {
+                "stop that first; --force ends its connections, if it is one that hangs"
+            };
+            return Err(format!("a proxy is at work on it; {advice}"));
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        if force {
+            end_proxy(admin).await?;
+        }
+    }
+    Ok(())
 }
 
 async fn execute(client: &Client, sql: &str) -> Result<(), String> {

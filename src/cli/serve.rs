@@ -4,9 +4,9 @@
 //! in which they need each other, and stopped, in the opposite order. The demo runs it too.
 
 use std::sync::Arc;
-
 use std::time::Duration;
 
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -14,6 +14,8 @@ use crate::cluster::asked::Asked;
 use crate::cluster::bring_up::BringUpError;
 use crate::cluster::steward::Steward;
 use crate::config::Config;
+use crate::http::door::{Operators, Running};
+use crate::http::{self, metrics};
 use crate::session::listener::{self, Door};
 use crate::session::relay;
 use crate::session::shared::{SetupError, Shared};
@@ -55,6 +57,12 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), ServeErr
         "starting"
     );
     let config = Arc::new(config);
+    // Before anything counts: a handle registered earlier would count nowhere.
+    let operators = Operators::new(metrics::install(), stop.clone());
+    let listener = bind("listen.http", &config.listen.http).await?;
+    let closed = CancellationToken::new();
+    let _close = closed.clone().drop_guard();
+    tokio::spawn(http::door::serve(listener, Arc::clone(&operators), closed));
     let Some(steward) = stop
         .run_until_cancelled(Steward::start(Arc::clone(&config)))
         .await
@@ -62,23 +70,41 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), ServeErr
         return Ok(());
     };
     let steward = steward?;
-    let served = serve(&config, &steward, stop).await;
+    let served = serve(&config, &steward, &operators, stop).await;
     steward.stop().await;
     tracing::info!("stopped");
     served
+}
+
+async fn bind(key: &'static str, address: &str) -> Result<TcpListener, ServeError> {
+    let bound = listener::bind(address).await;
+    bound.map_err(|source| ServeError::Listen {
+        key,
+        address: address.to_owned(),
+        source,
+    })
 }
 
 /// Opens the doors, and closes them again when `stop` is cancelled.
 async fn serve(
     config: &Arc<Config>,
     steward: &Arc<Steward>,
+    operators: &Operators,
     stop: CancellationToken,
 ) -> Result<(), ServeError> {
     let shared = Arc::new(Shared::new(Arc::clone(config))?);
     shared.set_writer(steward.writer());
-    shared
-        .relay
-        .set_service(Arc::new(Asked(Arc::clone(steward))));
+    shared.relay.set_service(Arc::new(Asked {
+        steward: Arc::clone(steward),
+        pools: Arc::clone(&shared.pools),
+    }));
+    let seats = Arc::clone(&shared.seats);
+    let limit = config.limits.max_clients;
+    operators.set_running(Running {
+        steward: Arc::clone(steward),
+        pools: Arc::clone(&shared.pools),
+        clients: Box::new(move || (seats.taken(), limit)),
+    });
     let clients = TaskTracker::new();
     let doors = [
         ("listen.read_write", &config.listen.read_write, false),
@@ -86,13 +112,7 @@ async fn serve(
     ];
     let work = TaskTracker::new();
     for (key, address, read_only) in doors {
-        let listener = listener::bind(address)
-            .await
-            .map_err(|source| ServeError::Listen {
-                key,
-                address: address.clone(),
-                source,
-            })?;
+        let listener = bind(key, address).await?;
         let door = Door {
             listener,
             read_only,

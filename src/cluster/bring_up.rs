@@ -6,6 +6,7 @@
 //! Guards promise 2. It takes no decision once the cluster runs.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use tokio_postgres::Client;
 
@@ -15,16 +16,21 @@ use crate::config::Config;
 use crate::ids::{Epoch, Lsn, NodeId, origin_name, slot_name};
 use crate::node::control::{self, Control, ControlError, ServerFacts, State};
 
+/// For what a node is asked first.
+const REACH: Duration = Duration::from_secs(10);
+
 /// Why the cluster can't be brought up. Each says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum BringUpError {
     /// A node that is needed can't be reached.
-    #[error("node {node} can't be reached: {error}")]
+    #[error("node {node} can't be reached: {error}. {mend}")]
     Unreachable {
         /// Its name.
         node: String,
         /// Why.
         error: ControlError,
+        /// What to do.
+        mend: String,
     },
     /// A node can't serve as it is.
     #[error("node {node}: {problem}. {mend}")]
@@ -42,6 +48,17 @@ pub enum BringUpError {
          dump that one and restore it to the others), then start again"
     )]
     Different(String),
+    /// At the first contact every node is needed: nobody could say what an absent one holds.
+    #[error(
+        "node {node} can't be reached ({error}), and all nodes are needed for their first contact. Afterwards a \
+         majority is enough"
+    )]
+    FirstContact {
+        /// Its name.
+        node: String,
+        /// Why.
+        error: ControlError,
+    },
     /// A majority is missing.
     #[error("only {reachable} of {nodes} nodes can be reached; a majority is needed to start")]
     NoMajority {
@@ -131,7 +148,7 @@ impl<'a> BringUp<'a> {
 
     /// Everything, until streams and appliers can be started.
     pub async fn run(&self) -> Result<Prepared, BringUpError> {
-        let mut reached = self.reach().await?;
+        let (mut reached, absent) = self.reach().await?;
         for node in &reached {
             self.check_fit(node)?;
         }
@@ -141,11 +158,20 @@ impl<'a> BringUp<'a> {
             .filter_map(|r| r.state.clone())
             .max_by_key(|s| s.epoch);
         let state = match known {
-            Some(state) => state,
+            Some(state) => {
+                self.check_one_cluster(&reached, &state)?;
+                state
+            }
             None if reached.len() == nodes => self.first_contact(&reached).await?,
             None => {
                 let reachable = reached.len();
-                return Err(BringUpError::NoMajority { reachable, nodes });
+                let majority = BringUpError::NoMajority { reachable, nodes };
+                return Err(
+                    absent.map_or(majority, |(node, error)| BringUpError::FirstContact {
+                        node: self.name(node),
+                        error,
+                    }),
+                );
             }
         };
         let writer = self.writer(&state)?;
@@ -186,28 +212,62 @@ impl<'a> BringUp<'a> {
         })
     }
 
-    async fn reach(&self) -> Result<Vec<Reached>, BringUpError> {
+    /// Those that answer, a majority at least, and why one that does not is not among them.
+    async fn reach(&self) -> Result<(Vec<Reached>, Option<(NodeId, ControlError)>), BringUpError> {
         let mut reached = Vec::new();
-        let mut last = None;
+        let mut absent = None;
         for at in 0..self.config.nodes.len() {
             let node = NodeId(at);
-            match self.reach_one(node).await {
+            let answer = tokio::time::timeout(REACH, self.reach_one(node)).await;
+            match answer.unwrap_or(Err(ControlError::Timeout)) {
                 Ok(found) => reached.push(found),
                 Err(error) => {
                     tracing::warn!(node = %self.name(node), %error, "node can't be reached");
-                    last = Some(BringUpError::Unreachable {
-                        node: self.name(node),
-                        error,
-                    });
+                    absent = Some((node, error));
                 }
             }
         }
-        let nodes = self.config.nodes.len();
-        if reached.len() > nodes / 2 {
-            return Ok(reached);
+        let (reachable, nodes) = (reached.len(), self.config.nodes.len());
+        match absent {
+            Some((node, error)) if reachable <= nodes / 2 => Err(self.unreachable(node, error)),
+            absent => Ok((reached, absent)),
         }
-        let reachable = reached.len();
-        Err(last.unwrap_or(BringUpError::NoMajority { reachable, nodes }))
+    }
+
+    fn unreachable(&self, node: NodeId, error: ControlError) -> BringUpError {
+        let mend = match error.sqlstate() {
+            Some("28P01") => {
+                let variable = &self.config.admin.password_env;
+                format!("Is the password in {variable} right?")
+            }
+            Some("42501") => {
+                let user = &self.config.admin.user;
+                format!("The role {user} is no superuser; give admin.user one that is")
+            }
+            _ => "`synapsedb check` says what it needs".to_owned(),
+        };
+        BringUpError::Unreachable {
+            node: self.name(node),
+            error,
+            mend,
+        }
+    }
+
+    /// Nodes that remember different clusters are not copies of each other, whatever they hold.
+    fn check_one_cluster(&self, reached: &[Reached], known: &State) -> Result<(), BringUpError> {
+        let stranger = reached.iter().find(|node| {
+            let state = node.state.as_ref();
+            state.is_some_and(|state| state.cluster != known.cluster)
+        });
+        let Some(stranger) = stranger else {
+            return Ok(());
+        };
+        let node = self.name(stranger.node);
+        Err(BringUpError::Unfit {
+            mend: format!("`synapsedb release --node {node}` makes it nobody's"),
+            node,
+            problem: "it belongs to another cluster".to_owned(),
+        })
     }
 
     async fn reach_one(&self, node: NodeId) -> Result<Reached, ControlError> {
@@ -344,11 +404,7 @@ impl<'a> BringUp<'a> {
         first: bool,
     ) -> Result<(BTreeMap<String, DatabasePlaces>, BTreeMap<NodeId, String>), BringUpError> {
         let Some(at_writer) = reached.iter().find(|r| r.node == writer) else {
-            let error = ControlError::Timeout;
-            return Err(BringUpError::Unreachable {
-                node: self.name(writer),
-                error,
-            });
+            return Err(self.unreachable(writer, ControlError::Timeout));
         };
         let names = control::databases(&at_writer.client).await;
         let mut lost = BTreeMap::new();

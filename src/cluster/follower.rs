@@ -5,8 +5,9 @@
 //! replicator, which judges it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use metrics::Histogram;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
@@ -36,6 +37,8 @@ enum Ended {
 pub struct Follower {
     /// Which node.
     pub node: NodeId,
+    /// Its configured name.
+    pub name: String,
     /// How the applier gets there.
     pub settings: ApplierSettings,
     /// The place it had durable when the proxy started.
@@ -44,6 +47,8 @@ pub struct Follower {
     pub control: Control,
     /// This process's secrets.
     pub arming: Arc<Arming>,
+    /// The node was there when the proxy started, so this database of it has them.
+    pub armed: bool,
 }
 
 /// The secrets a node's schema is armed with, new at each start of the proxy.
@@ -72,6 +77,28 @@ impl Arming {
     }
 }
 
+/// What is measured of a follower's applying.
+struct Meters {
+    seconds: Histogram,
+    batch: Histogram,
+}
+
+impl Meters {
+    fn of(name: &str) -> Self {
+        let name = name.to_owned();
+        Self {
+            seconds: metrics::histogram!("synapsedb_apply_seconds", "node" => name.clone()),
+            batch: metrics::histogram!("synapsedb_apply_batch_units", "node" => name),
+        }
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "a batch has few units")]
+    fn applied(&self, since: Instant, units: usize) {
+        self.seconds.record(since.elapsed());
+        self.batch.record(units as f64);
+    }
+}
+
 /// The running applier of one follower and database.
 pub(super) struct FollowerTask {
     pub(super) follower: Follower,
@@ -95,9 +122,19 @@ impl FollowerTask {
     }
 
     async fn work(&self) {
+        let meters = Meters::of(&self.follower.name);
         let mut single = false;
         let mut pause = RETRY;
+        let mut armed = self.follower.armed;
         loop {
+            if !armed {
+                // The password alone would not show it: databases share the role, yet each has its runner.
+                armed = self.try_arm().await;
+                if !armed {
+                    tokio::time::sleep(RETRY).await;
+                    continue;
+                }
+            }
             match Applier::start(&self.follower.settings).await {
                 Ok((applier, place)) => {
                     self.queue.done(place);
@@ -105,7 +142,7 @@ impl FollowerTask {
                         .applied(self.stream, self.follower.node, place);
                     self.replicator.connected(self.follower.node, true);
                     tracing::info!(node = self.follower.node.0, %place, "follower's applier at work");
-                    let ended = self.apply(applier, &mut single).await;
+                    let ended = self.apply(applier, &mut single, &meters).await;
                     self.replicator.connected(self.follower.node, false);
                     match ended {
                         Ended::Fenced => return,
@@ -120,9 +157,18 @@ impl FollowerTask {
     }
 
     /// Applies until something fails.
-    async fn apply(&self, mut applier: Applier, single: &mut bool) -> Ended {
+    async fn apply(&self, mut applier: Applier, single: &mut bool, meters: &Meters) -> Ended {
         loop {
-            let batch = self.queue.next_batch(*single).await;
+            let batch = tokio::select! {
+                biased;
+                batch = self.queue.next_batch(*single) => batch,
+                error = applier.broken() => {
+                    let node = self.follower.node.0;
+                    tracing::warn!(node, %error, "the applier's connection ended; opening another");
+                    return Ended::Broken;
+                }
+            };
+            let since = Instant::now();
             let Some(last) = batch.last().map(|unit| unit.id.lsn) else {
                 continue;
             };
@@ -137,6 +183,7 @@ impl FollowerTask {
                     if build {
                         self.aside.noted();
                     }
+                    meters.applied(since, batch.len());
                     self.queue.done(last);
                     self.replicator
                         .applied(self.stream, self.follower.node, last);
@@ -197,6 +244,15 @@ impl FollowerTask {
             .connect(self.follower.node, &control.database)
             .await?;
         control::end_stale_appliers(&client, &self.follower.settings.login.database).await
+    }
+
+    async fn try_arm(&self) -> bool {
+        let armed = self.arm().await;
+        if let Err(error) = &armed {
+            let node = self.follower.node.0;
+            tracing::debug!(node, %error, "the node can't be set up yet");
+        }
+        armed.is_ok()
     }
 
     async fn arm(&self) -> Result<(), ControlError> {

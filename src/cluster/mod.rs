@@ -6,6 +6,7 @@ pub mod bring_up;
 pub mod catalogs;
 pub mod elsewhere;
 pub mod follower;
+pub mod metadata;
 pub mod replicator;
 pub mod service;
 pub mod steward;

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use metrics::Counter;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -66,15 +67,28 @@ pub struct Replicator {
     state: Mutex<State>,
     reports: watch::Sender<Report>,
     catalogs: Arc<Catalogs>,
+    units: Counter,
+    unit_bytes: Counter,
     tasks: TaskTracker,
     cancel: CancellationToken,
+}
+
+/// One follower at a moment.
+#[derive(Clone, Debug)]
+pub struct FollowerSnapshot {
+    /// What is known of it.
+    pub known: FollowerState,
+    /// How far it has the writer's history.
+    pub place: Lsn,
+    /// Units and bytes waiting for it in memory, over all databases.
+    pub queue: (usize, usize),
 }
 
 /// What the view shows of replication.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
-    /// Each follower's state and how far it has the writer's history.
-    pub followers: BTreeMap<NodeId, (FollowerState, Lsn)>,
+    /// Each follower.
+    pub followers: BTreeMap<NodeId, FollowerSnapshot>,
     /// Indexes that followers still have to build.
     pub indexes_owed: BTreeMap<NodeId, usize>,
     /// How far the writer's log has been decoded.
@@ -116,6 +130,8 @@ impl Replicator {
             }),
             reports: watch::Sender::new(Report::default()),
             catalogs,
+            units: metrics::counter!("synapsedb_units_total"),
+            unit_bytes: metrics::counter!("synapsedb_unit_bytes_total"),
             tasks,
             cancel,
         })
@@ -239,7 +255,8 @@ impl Replicator {
     }
 
     fn decoded_unit(&self, id: StreamId, unit: Unit) {
-        metrics::counter!("synapsedb_units_total").increment(1);
+        self.units.increment(1);
+        self.unit_bytes.increment(unit.bytes as u64);
         let unit = Arc::new(unit);
         let mut state = self.lock();
         state.confirmer.decoded_unit(id, unit.commit, unit.id.lsn);
@@ -363,7 +380,14 @@ impl Replicator {
             followers: state
                 .followers
                 .iter()
-                .map(|(node, known)| (*node, (known.clone(), state.confirmer.place(*node))))
+                .map(|(node, known)| {
+                    let snapshot = FollowerSnapshot {
+                        known: known.clone(),
+                        place: state.confirmer.place(*node),
+                        queue: queue_depth(&state, *node),
+                    };
+                    (*node, snapshot)
+                })
                 .collect(),
             indexes_owed: indexes_owed(&state),
             decoded: state.confirmer.decoded(),
@@ -379,6 +403,17 @@ impl Replicator {
             held: state.held.as_ref().map(|held| held.text.clone()),
         }
     }
+}
+
+fn queue_depth(state: &State, node: NodeId) -> (usize, usize) {
+    let queues = state
+        .streams
+        .values()
+        .filter_map(|entry| entry.queues.get(&node));
+    queues.fold((0, 0), |(units, bytes), queue| {
+        let depth = queue.depth();
+        (units + depth.0, bytes + depth.1)
+    })
 }
 
 /// Between two attempts to open a broken connection.

@@ -31,13 +31,26 @@ pub struct Order {
     pub drops: Option<String>,
 }
 
+/// Names of the metadata that the user's own things have in one database.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OwnNames {
+    /// Tables, views and the like.
+    pub relations: Vec<String>,
+    /// Functions.
+    pub functions: Vec<String>,
+}
+
 /// What the cluster does for a session. Dropping a future gives the question up and harms nothing.
 pub trait Service: Send + Sync {
     /// Ends when all that `writer` has in its WAL now is on a majority; else says why that is not known.
     fn wait_quorum(&self, writer: NodeId) -> Answer<'_, Result<(), ClientError>>;
 
-    /// Brings the tables behind the metadata views of `database` on the writer up to date.
-    fn refresh_metadata<'a>(&'a self, database: &'a str) -> Answer<'a, Result<(), ClientError>>;
+    /// Brings the tables behind the metadata views of `database` on the writer up to date, and says which
+    /// of the metadata's names belong to something of the user's there.
+    fn refresh_metadata<'a>(
+        &'a self,
+        database: &'a str,
+    ) -> Answer<'a, Result<OwnNames, ClientError>>;
 
     /// Differs after any database's snapshot of names has been replaced.
     fn catalog_generation(&self) -> u64;
@@ -75,8 +88,8 @@ impl Service for Alone {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn refresh_metadata<'a>(&'a self, _: &'a str) -> Answer<'a, Result<(), ClientError>> {
-        Box::pin(std::future::ready(Ok(())))
+    fn refresh_metadata<'a>(&'a self, _: &'a str) -> Answer<'a, Result<OwnNames, ClientError>> {
+        Box::pin(std::future::ready(Ok(OwnNames::default())))
     }
 
     fn catalog_generation(&self) -> u64 {

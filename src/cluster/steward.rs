@@ -15,7 +15,9 @@ use tokio_util::task::TaskTracker;
 use super::bring_up::{BringUp, BringUpError, DatabasePlaces, Prepared};
 use super::catalogs::Catalogs;
 use super::follower::{Arming, Follower};
-use super::replicator::Replicator;
+use super::metadata;
+use super::replicator::{FollowerSnapshot, Replicator};
+use super::service::OwnNames;
 use super::view::{NodeView, Status, View};
 use crate::config::Config;
 use crate::ids::{Epoch, Lsn, NodeId, origin_name, slot_name};
@@ -150,6 +152,7 @@ impl Steward {
             )];
             followers.push(Follower {
                 node,
+                name: self.config.nodes[at].name.clone(),
                 place: places.followers.get(&node).copied().unwrap_or_default(),
                 settings: ApplierSettings {
                     address: self.control.address(node).clone(),
@@ -161,6 +164,7 @@ impl Steward {
                 },
                 control: self.control.clone(),
                 arming: Arc::clone(&self.arming),
+                armed: places.followers.contains_key(&node),
             });
         }
         let bytes = usize::try_from(replication.queue_max_bytes()).unwrap_or(usize::MAX);
@@ -236,81 +240,51 @@ impl Steward {
         self.replicator.fence(node, why.to_owned());
     }
 
-    /// Writes what the metadata views show into the writer's copy of `database`.
-    pub async fn refresh_metadata(&self, database: &str) -> Result<(), ControlError> {
+    /// Writes what the metadata views show into the writer's copy of `database`, and says which of their
+    /// names are the user's there. `in_flight` is, by node, how many connections work for clients.
+    pub async fn refresh_metadata(
+        &self,
+        database: &str,
+        in_flight: &BTreeMap<NodeId, usize>,
+    ) -> Result<OwnNames, ControlError> {
         let client = self.control.connect(self.writer, database).await?;
-        let view = self.view();
-        let mut values = Vec::new();
-        for node in &view.nodes {
-            let quote = |text: &str| format!("'{}'", text.replace('\'', "''"));
-            let heartbeat = node
-                .last_heartbeat
-                .and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
-            let heartbeat = heartbeat.map_or("null".to_owned(), |at| {
-                format!("to_timestamp({})", at.as_secs_f64())
-            });
-            let latency = node
-                .latency_ms
-                .map_or("null".to_owned(), |ms| format!("{ms:.3}"));
-            values.push(format!(
-                "({}, {}, {}, {}, {}, {}, {heartbeat}, {latency}::float8, 0, {}, {:.3})",
-                node.id.0 + 1,
-                quote(&node.name),
-                quote(&node.host),
-                node.port,
-                quote(node.status.name()),
-                node.is_writer,
-                node.lag_bytes,
-                node.lag_seconds,
-            ));
-        }
-        let sql = format!(
-            "begin; lock table synapsedb.cluster_nodes_data in share row exclusive mode; \
-             delete from synapsedb.cluster_nodes_data; insert into synapsedb.cluster_nodes_data \
-             (node_id, node_name, host, port, status, is_writer, last_heartbeat, latency_ms, in_flight, lag_bytes, lag_seconds) \
-             values {}; insert into synapsedb.quorum_data (has_quorum) values ({}) \
-             on conflict (only_row) do update set has_quorum = excluded.has_quorum, written_at = now(); commit",
-            values.join(", "),
-            view.quorum
-        );
-        Ok(client.batch_execute(&sql).await?)
+        metadata::refresh(&client, &self.view(), in_flight).await?;
+        metadata::own_names(&client).await
     }
 
     /// Asks a node again and again whether it lives.
     async fn probe(&self, node: NodeId) {
         let interval = self.config.health.probe_interval();
+        let name = self.config.nodes[node.0].name.clone();
+        let seconds = metrics::histogram!("synapsedb_probe_seconds", "node" => name.clone());
+        let failures = metrics::counter!("synapsedb_probe_failures_total", "node" => name);
         let mut client: Option<Client> = None;
         let mut silent = 0;
         loop {
             let started = Instant::now();
-            let ask = async {
-                if client.as_ref().is_none_or(Client::is_closed) {
-                    client = Some(self.control.connect(node, &self.control.database).await?);
-                }
-                if let Some(client) = &client {
-                    client.simple_query("select 1").await?;
-                }
-                Ok::<_, ControlError>(())
-            };
+            let ask = self.ask(node, &mut client);
             let answer = tokio::select! {
                 () = self.cancel.cancelled() => return,
                 answer = tokio::time::timeout(interval, ask) => answer,
             };
             match answer {
-                Ok(Ok(())) => {
+                Ok(Ok(took)) => {
                     silent = 0;
-                    self.note_probe(node, Some(started.elapsed()));
+                    seconds.record(took);
+                    self.note_probe(node, Some(took));
                 }
                 // A refused connection says it at once; silence only after several probes.
                 Ok(Err(error)) => {
                     tracing::debug!(node = node.0, %error, "probe failed");
+                    failures.increment(1);
                     client = None;
                     self.note_probe(node, None);
                 }
                 Err(_) => {
-                    client = None;
+                    failures.increment(1);
                     silent += 1;
                     if silent >= self.config.health.probe_failures {
+                        client = None;
                         self.note_probe(node, None);
                     }
                 }
@@ -320,6 +294,26 @@ impl Steward {
                 () = tokio::time::sleep(interval.saturating_sub(started.elapsed())) => {}
             }
         }
+    }
+
+    /// One question and how long its answer took. A connection that broke since the last one says
+    /// nothing of the node: a new one is tried.
+    async fn ask(
+        &self,
+        node: NodeId,
+        client: &mut Option<Client>,
+    ) -> Result<Duration, ControlError> {
+        if let Some(known) = client.as_ref().filter(|known| !known.is_closed()) {
+            let started = Instant::now();
+            if known.simple_query("select 1").await.is_ok() {
+                return Ok(started.elapsed());
+            }
+        }
+        let new = self.control.connect(node, &self.control.database).await?;
+        let started = Instant::now();
+        new.simple_query("select 1").await?;
+        *client = Some(new);
+        Ok(started.elapsed())
     }
 
     fn note_probe(&self, node: NodeId, took: Option<Duration>) {
@@ -332,11 +326,17 @@ impl Steward {
                     Some(entry.latency_ms.map_or(ms, |known| known * 0.8 + ms * 0.2));
                 entry.last_heartbeat = Some(SystemTime::now());
                 if entry.status == Status::Down {
-                    entry.status = Status::CatchingUp;
+                    // Nothing catches the writer up: it is there or not.
+                    entry.status = if entry.is_writer {
+                        Status::InSync
+                    } else {
+                        Status::CatchingUp
+                    };
                 }
             } else if entry.status != Status::Fenced {
                 entry.status = Status::Down;
             }
+            count(&mut view);
             view
         });
     }
@@ -346,8 +346,8 @@ impl Steward {
         let mut behind_since: BTreeMap<NodeId, Instant> = BTreeMap::new();
         loop {
             let now = self.replicator.snapshot();
-            for (node, (_, place)) in &now.followers {
-                if *place < now.report.write {
+            for (node, follower) in &now.followers {
+                if follower.place < now.report.write {
                     behind_since.entry(*node).or_insert_with(Instant::now);
                 } else {
                     behind_since.remove(node);
@@ -355,36 +355,22 @@ impl Steward {
             }
             self.view.rcu(|view| {
                 let mut view = View::clone(view);
-                view.quorum = now.quorum;
-                view.in_sync = now.in_sync;
                 view.written = now.report.write;
                 view.everywhere = now.report.flush;
                 view.pending_units = now.pending_units;
                 view.databases.clone_from(&now.databases);
                 view.held.clone_from(&now.held);
-                for (node, (known, place)) in &now.followers {
-                    let entry = &mut view.nodes[node.0];
-                    entry.lag_bytes = now.decoded.0.saturating_sub(place.0);
-                    let since = behind_since
-                        .get(node)
-                        .map(|since| since.elapsed().as_secs_f64());
-                    entry.lag_seconds = since.unwrap_or(0.0);
-                    entry.indexes_owed = now.indexes_owed.get(node).copied().unwrap_or(0);
-                    entry.problem = known
-                        .fenced
-                        .clone()
-                        .or_else(|| known.failures.values().next().map(|f| f.text.clone()));
-                    let at_work = known.connected >= now.databases.len();
-                    entry.status = match entry.status {
-                        _ if known.fenced.is_some() => Status::Fenced,
-                        _ if at_work && known.failures.is_empty() => Status::InSync,
-                        Status::Down => Status::Down,
-                        _ => Status::CatchingUp,
-                    };
+                for (node, follower) in &now.followers {
+                    let behind = behind_since.get(node).map(Instant::elapsed);
+                    let databases = now.databases.len();
+                    show(&mut view.nodes[node.0], follower, now.decoded, databases);
+                    view.nodes[node.0].lag_seconds = behind.unwrap_or_default().as_secs_f64();
+                    view.nodes[node.0].indexes_owed =
+                        now.indexes_owed.get(node).copied().unwrap_or(0);
                 }
+                count(&mut view);
                 view
             });
-            publish(&self.view.load());
             tokio::select! {
                 () = self.cancel.cancelled() => return,
                 () = tokio::time::sleep(Duration::from_millis(200)) => {}
@@ -400,23 +386,29 @@ impl Steward {
     }
 }
 
-/// The gauges an operator watches.
-#[expect(clippy::cast_precision_loss, reason = "gauges are floats")]
-fn publish(view: &View) {
-    metrics::gauge!("synapsedb_nodes_in_sync").set(view.in_sync as f64);
-    metrics::gauge!("synapsedb_quorum").set(f64::from(u8::from(view.quorum)));
-    metrics::gauge!("synapsedb_pending_units").set(view.pending_units as f64);
-    metrics::gauge!("synapsedb_held").set(f64::from(u8::from(view.held.is_some())));
-    metrics::gauge!("synapsedb_epoch").set(view.epoch.0 as f64);
-    for node in &view.nodes {
-        let name = node.name.clone();
-        metrics::gauge!("synapsedb_node_lag_bytes", "node" => name.clone())
-            .set(node.lag_bytes as f64);
-        metrics::gauge!("synapsedb_node_latency_ms", "node" => name.clone())
-            .set(node.latency_ms.unwrap_or(f64::NAN));
-        let up = f64::from(u8::from(node.status == Status::InSync));
-        metrics::gauge!("synapsedb_node_in_sync", "node" => name).set(up);
-    }
+/// Carries what replication knows of a follower into its entry. What the probes say of a dead node
+/// comes first: its appliers may not have noticed yet.
+fn show(entry: &mut NodeView, follower: &FollowerSnapshot, decoded: Lsn, databases: usize) {
+    let known = &follower.known;
+    entry.lag_bytes = decoded.0.saturating_sub(follower.place.0);
+    (entry.queue_units, entry.queue_bytes) = follower.queue;
+    let failure = known.failures.values().next().map(|f| f.text.clone());
+    entry.problem = known.fenced.clone().or(failure);
+    let at_work = databases > 0 && known.connected >= databases && known.failures.is_empty();
+    entry.status = match entry.status {
+        _ if known.fenced.is_some() => Status::Fenced,
+        Status::Down => Status::Down,
+        _ if at_work => Status::InSync,
+        _ => Status::CatchingUp,
+    };
+}
+
+/// Counts the majority anew. Without the writer nothing can be written, whoever else is there.
+fn count(view: &mut View) {
+    let in_sync = |node: &&NodeView| node.status == Status::InSync;
+    view.in_sync = view.nodes.iter().filter(in_sync).count();
+    let writer = view.nodes[view.writer.0].status == Status::InSync;
+    view.quorum = writer && view.in_sync > view.nodes.len() / 2;
 }
 
 fn first_view(config: &Config, prepared: &Prepared) -> View {
@@ -436,6 +428,8 @@ fn first_view(config: &Config, prepared: &Prepared) -> View {
         lag_bytes: 0,
         lag_seconds: 0.0,
         indexes_owed: 0,
+        queue_units: 0,
+        queue_bytes: 0,
         problem: None,
     };
     View {
@@ -443,7 +437,7 @@ fn first_view(config: &Config, prepared: &Prepared) -> View {
         writer: prepared.writer,
         epoch: prepared.epoch,
         quorum: false,
-        in_sync: 1,
+        in_sync: 0,
         written: Lsn::default(),
         everywhere: Lsn::default(),
         pending_units: 0,

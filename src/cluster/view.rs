@@ -18,6 +18,9 @@ pub enum Status {
 }
 
 impl Status {
+    /// Every one.
+    pub const ALL: [Self; 4] = [Self::InSync, Self::CatchingUp, Self::Fenced, Self::Down];
+
     /// As `cluster_nodes` shows it.
     pub fn name(self) -> &'static str {
         match self {
@@ -54,6 +57,10 @@ pub struct NodeView {
     pub lag_seconds: f64,
     /// Indexes that it still has to build.
     pub indexes_owed: usize,
+    /// Units waiting for it in memory.
+    pub queue_units: usize,
+    /// The same in bytes.
+    pub queue_bytes: usize,
     /// Why it is fenced, or what it failed at.
     pub problem: Option<String>,
 }

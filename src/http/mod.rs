@@ -1,1 +1,7 @@
 //! Operators: status, health, metrics over HTTP.
+
+pub mod door;
+pub mod health;
+pub mod metrics;
+pub mod page;
+pub mod status;

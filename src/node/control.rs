@@ -39,6 +39,16 @@ pub enum ControlError {
     Answer(&'static str),
 }
 
+impl ControlError {
+    /// The SQLSTATE of a server's error.
+    pub fn sqlstate(&self) -> Option<&str> {
+        match self {
+            Self::Postgres(error) => error.code().map(tokio_postgres::error::SqlState::code),
+            _ => None,
+        }
+    }
+}
+
 fn describe(error: &tokio_postgres::Error) -> String {
     use std::error::Error;
     if let Some(db) = error.as_db_error() {
@@ -244,13 +254,7 @@ pub async fn arm(
     secret: &str,
     log_secret: &str,
 ) -> Result<(), ControlError> {
-    let literal = password_verifier.replace('\'', "''");
-    client
-        .batch_execute(&format!(
-            "alter role {} password '{literal}'",
-            schema::APPLIER_ROLE
-        ))
-        .await?;
+    // The password comes last: whoever gets in by it finds the runner.
     client.batch_execute(LET_THE_APPLIER_IN).await?;
     client
         .query_one(schema::MAKE_RUNNER, &[&admin, &secret_hash(secret)])
@@ -258,7 +262,13 @@ pub async fn arm(
     client
         .query_one(schema::SET_LOG_HASH, &[&secret_hash(log_secret)])
         .await?;
-    Ok(())
+    let literal = password_verifier.replace('\'', "''");
+    Ok(client
+        .batch_execute(&format!(
+            "alter role {} password '{literal}'",
+            schema::APPLIER_ROLE
+        ))
+        .await?)
 }
 
 /// Where CONNECT has been taken from PUBLIC.

@@ -7,6 +7,7 @@
 use bytes::{Buf, BytesMut};
 
 use crate::error::ClientError;
+use crate::session::counts::Tally;
 use crate::session::global_ddl::After;
 use crate::session::pipeline::{Entry, Expect, Fault, OutOfStep, Own, Risk, Verdict};
 use crate::session::relay::{End, Session};
@@ -189,6 +190,7 @@ impl Session {
             }
             Verdict::Ready => {
                 self.ready(frame);
+                self.count_ready();
                 Ok(Fate::Pass)
             }
             Verdict::OwnReady(own) => {
@@ -325,9 +327,11 @@ impl Session {
             self.prepared.undo(*undo, carried);
         }
         if let Some(words) = fault.words {
+            self.tally = Tally::default();
             self.to_client.extend_from_slice(&words);
             return Ok(Fate::Gone);
         }
+        self.count_error(frame);
         if let Some(splices) = fault.splices {
             let edit = |position: u32| Some(unspliced(position, &splices));
             report::edit_position(frame, edit, &mut self.to_client).map_err(out_of_step)?;

@@ -37,6 +37,10 @@ pub struct Brief {
     pub currval: bool,
     /// Names `client_min_messages`: the server may say nothing of a broken wait.
     pub mutes: bool,
+    /// Names `synchronous_commit`: its commit may wait for nobody.
+    pub relaxes: bool,
+    /// Is COMMIT and nothing else.
+    pub commits: bool,
     /// Asks for a transaction that writes, which the read-only port has not got.
     pub read_write: bool,
     /// What its loss means.
@@ -67,7 +71,11 @@ impl Brief {
         for statement in &facts.statements {
             brief.add(statement, catalog);
         }
+        brief.relaxes = contains(text, b"synchronous_commit");
         brief.mutes = brief.mutes || contains(text, b"client_min_messages");
+        brief.commits = facts
+            .single()
+            .is_some_and(|one| matches!(one.kind, Kind::Commit { .. }));
         if let [one] = facts.statements.as_slice()
             && let Kind::Deallocate(name) = &one.kind
         {

@@ -15,6 +15,7 @@ use crate::error::{self, ClientError};
 use crate::node::carried::Settings;
 use crate::node::pool::Pool;
 use crate::session::cancel::CancelHandle;
+use crate::session::counts;
 use crate::session::shared::Seat;
 use crate::session::tls::ClientIo;
 use crate::wire::message::report::{Report, Severity, field};
@@ -68,6 +69,7 @@ pub fn wire_report(report: &error::Report) -> Report {
 
 /// Appends an error.
 pub fn put_error(out: &mut BytesMut, report: &error::Report) {
+    counts::error(report.sqlstate.as_bytes());
     wire_report(report).put_error(out);
 }
 

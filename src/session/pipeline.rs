@@ -179,6 +179,17 @@ impl Pipeline {
         self.queue.push_back(entry);
     }
 
+    /// Leads error positions back in the answer to the client's text that was sent after the first
+    /// `known` awaited answers.
+    pub fn splice_since(&mut self, known: usize, splices: Box<[(u32, u32)]>) {
+        let text = |entry: &&mut Entry| {
+            entry.own.is_none() && matches!(entry.expect, Expect::Query | Expect::Parse)
+        };
+        if let Some(entry) = self.queue.iter_mut().skip(known).find(text) {
+            entry.splices = Some(splices);
+        }
+    }
+
     /// Whether nothing is awaited.
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()

@@ -23,7 +23,9 @@ use crate::node::pooled::node_error;
 use crate::session::brief::Briefs;
 use crate::session::cancel::CancelHandle;
 use crate::session::client::{self, Client};
+use crate::session::counts::{Counts, Tally};
 use crate::session::global_ddl::After;
+use crate::session::metadata::Metadata;
 use crate::session::pipeline::{Entry, Expect, Own, Pipeline, Risk};
 use crate::session::prepared::{Prepared, Shelf, Statement};
 use crate::session::probe;
@@ -52,6 +54,8 @@ pub struct Common {
     pub shelf: Shelf,
     /// What is known of texts, by database.
     briefs: Mutex<BTreeMap<String, Arc<Briefs>>>,
+    /// What operators want to know.
+    pub counts: Counts,
     service: OnceLock<Arc<dyn Service>>,
     sessions: AtomicU64,
 }
@@ -166,6 +170,8 @@ pub struct Session {
     pub(super) told_end: bool,
     /// The client said goodbye; what it asked before is still being done.
     pub(super) leaving: bool,
+    pub(super) tally: Tally,
+    pub(super) metadata: Metadata,
 }
 
 /// Serves a client until it leaves or must go. Dropped midway, its connection is closed.
@@ -223,6 +229,8 @@ pub async fn run(client: Client, shared: Arc<Shared>) {
         portals: BTreeMap::new(),
         told_end: false,
         leaving: false,
+        tally: Tally::default(),
+        metadata: Metadata::default(),
     };
     let end = session.serve(&mut io).await;
     session.finish(io, end).await;
@@ -310,6 +318,12 @@ impl Session {
 
     /// What the sockets said of themselves.
     fn judge(&mut self, moved: &Moved) -> Result<(), End> {
+        let bytes = |read: &Option<std::io::Result<usize>>| match read {
+            Some(Ok(bytes)) => *bytes,
+            _ => 0,
+        };
+        let (from_client, from_server) = (bytes(&moved.from_client), bytes(&moved.from_server));
+        self.shared.relay.counts.moved(from_client, from_server);
         if moved.client_gone || matches!(moved.from_client, Some(Ok(0) | Err(_))) {
             return Err(End::Client);
         }

@@ -106,7 +106,7 @@ impl Session {
         self.pass_rest();
     }
 
-    async fn message(&mut self, header: Header) -> Result<Step, End> {
+    pub(super) async fn message(&mut self, header: Header) -> Result<Step, End> {
         match header.tag {
             b'X' => {
                 self.leaving = true;
@@ -221,9 +221,13 @@ impl Session {
     }
 
     fn brief(&self, briefs: &Briefs, text: &[u8]) -> Arc<Brief> {
+        briefs.get(text, self.standard_strings())
+    }
+
+    /// Whether backslashes in plain literals are known to mean themselves.
+    pub(super) fn standard_strings(&self) -> bool {
         let scs = self.state.wanted.get("standard_conforming_strings");
-        let standard = scs.is_none_or(|value| value == "on") && !self.state.unsure();
-        briefs.get(text, standard)
+        scs.is_none_or(|value| value == "on") && !self.state.unsure()
     }
 
     /// The brief of what is about to be bound, by what names stand for now.
@@ -240,7 +244,10 @@ impl Session {
     }
 
     /// Why a text is not sent, if so.
-    fn refusal(&self, brief: &Brief) -> Option<ClientError> {
+    fn refusal(&mut self, brief: &Brief) -> Option<ClientError> {
+        if let Some(stale) = self.metadata.stale.take() {
+            return Some(stale);
+        }
         if self.read_only && brief.read_write {
             let command = "SET TRANSACTION READ WRITE".into();
             return Some(ClientError::ReadOnlyPort { command });
@@ -259,6 +266,11 @@ impl Session {
         } else {
             self.brief(&briefs, text_of(&self.input[HEADER_BYTES..header.len]))
         };
+        if brief.special.is_some()
+            && let Some(step) = self.metadata(header, &brief).await?
+        {
+            return Ok(step);
+        }
         if !self.connected(header).await? {
             return Ok(Step::Next);
         }
@@ -278,6 +290,7 @@ impl Session {
             return Ok(Step::Next);
         }
         self.note(&brief);
+        self.count_text(&brief);
         if let Some(facts) = brief.special.as_ref().filter(|f| global_ddl::concerns(f)) {
             return self.unseen_query(header, facts, entry).await;
         }
@@ -311,6 +324,11 @@ impl Session {
         let tail = self.input[name.end + 1..header.len].to_vec();
         let briefs = self.briefs();
         let brief = self.brief(&briefs, text_of(&tail));
+        if brief.special.is_some()
+            && let Some(step) = self.metadata(header, &brief).await?
+        {
+            return Ok(step);
+        }
         let unseen = brief.special.as_ref().filter(|f| global_ddl::concerns(f));
         let hidden = unseen.map_or(Ok(None), |facts| self.hide_passwords(&tail, facts));
         let changed = matches!(hidden, Ok(Some(_)));
@@ -424,7 +442,9 @@ impl Session {
         });
         let brief = self.brief_of(statement.as_ref());
         self.bound_risk = self.bound_risk.max(brief.risk);
+        self.refresh_for(&brief).await;
         self.note(&brief);
+        self.count_text(&brief);
         if let Some(statement) = named {
             self.ensure(&statement);
             self.pass_renamed(header, &statement.server_name())?;

@@ -52,6 +52,13 @@ impl Rewritten {
         Self { text, splices }
     }
 
+    /// Each insertion: where it begins in the original, in characters from 1, and how many it adds.
+    pub fn splices(&self) -> Box<[(u32, u32)]> {
+        let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let splice = |s: &Splice| (number(s.before_chars + 1), number(s.added_chars));
+        self.splices.iter().map(splice).collect()
+    }
+
     /// The place in the original that a position in an error speaks of. Both count characters from 1,
     /// as the server does; a place inside an insertion becomes the character behind it.
     pub fn original_position(&self, position: usize) -> usize {

@@ -3,8 +3,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bad_nodes;
 mod commands;
 mod comparison;
 mod demo;
+mod metadata;
+mod operators;
+mod release;
 mod servers;
 mod smoke;

@@ -196,6 +196,16 @@ impl TestCluster {
         command
     }
 
+    /// A variable of the environment of every program that is started from now on.
+    pub fn set_env(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Takes all of these back.
+    pub fn clear_env(&mut self) {
+        self.environment.clear();
+    }
+
     /// A client of the proxy, as superuser.
     pub async fn client(&self) -> Client {
         self.client_as(USER, PASSWORD, DATABASE).await

@@ -10,4 +10,5 @@
 
 pub mod cluster;
 pub mod compare;
+pub mod http;
 pub mod ports;

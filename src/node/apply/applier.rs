@@ -5,8 +5,7 @@
 //! and the place in the writer's history durable together. After any error the applier is thrown away
 //! with its connection. It doesn't decide what an error means for the node.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use super::aside;
 use super::ddl::{self, DdlError, DdlRow};
@@ -18,8 +17,7 @@ use crate::ids::{Epoch, Lsn, UnitId, origin_name};
 use crate::node::backend::{Address, Backend, BackendError, Login};
 use crate::node::control::secret_hash;
 use crate::node::unit::{Change, Changes, Unit, is_ddl_log};
-use crate::wire::pgoutput::Relation;
-use crate::wire::pgoutput::tuple::{Tuple, Value as Datum};
+use crate::wire::pgoutput::{Relation, tuple::Tuple, tuple::Value as Datum};
 
 /// From this many inserts into one table in a row, COPY is used (rule 10).
 const COPY_RUN: usize = 4;
@@ -195,6 +193,11 @@ impl Applier {
             self.end(last).await?;
         }
         Ok(())
+    }
+
+    /// Ends when the idle connection does, with what the server said last. Dropping it loses nothing.
+    pub async fn broken(&mut self) -> ApplyError {
+        self.pipeline.broken().await.into()
     }
 
     fn begin_unit(&mut self, id: UnitId) {

@@ -195,6 +195,17 @@ impl Pipeline {
         Ok(())
     }
 
+    /// Ends when the idle connection does. Dropping it loses nothing.
+    pub async fn broken(&mut self) -> PipelineError {
+        loop {
+            match self.backend.frame().await {
+                Ok((b'E', frame)) => return self.failed(server_error(&frame)),
+                Ok(_) => {}
+                Err(error) => return self.failed(error),
+            }
+        }
+    }
+
     fn take_answers(&mut self) -> Result<(), PipelineError> {
         while let Some((tag, frame)) = self.backend.buffered_frame().map_err(|e| self.failed(e))? {
             self.answer(tag, &frame)?;
