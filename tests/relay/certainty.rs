@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use synapsedb::cluster::service::{Answer, Order, Service};
+use synapsedb::cluster::service::{Answer, Order, OwnNames, Service};
 use synapsedb::error::ClientError;
 use synapsedb::ids::NodeId;
 
@@ -30,8 +30,8 @@ impl Service for Told {
         Box::pin(std::future::ready(answer))
     }
 
-    fn refresh_metadata<'a>(&'a self, _: &'a str) -> Answer<'a, Result<(), ClientError>> {
-        Box::pin(std::future::ready(Ok(())))
+    fn refresh_metadata<'a>(&'a self, _: &'a str) -> Answer<'a, Result<OwnNames, ClientError>> {
+        Box::pin(std::future::ready(Ok(OwnNames::default())))
     }
 
     fn catalog_generation(&self) -> u64 {
