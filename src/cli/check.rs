@@ -84,14 +84,6 @@ fn judge_files(config: &Config) -> Vec<Finding> {
     {
         found.push(Finding::Fault(format!("tls: {error}")));
     }
-    let folder = &config.replication.spill_directory;
-    if !folder.is_dir() {
-        let text = format!(
-            "replication.spill_directory: {} is no folder. Make it, or name another",
-            folder.display()
-        );
-        found.push(Finding::Fault(text));
-    }
     found
 }
 

@@ -15,8 +15,8 @@ async fn refused(cluster: &mut TestCluster) -> String {
         if let Some(status) = cluster.proxy_exit() {
             let said = cluster.proxy_log_text();
             assert!(!status.success(), "{said}");
-            let last = said.lines().last().unwrap_or_default();
-            return last.to_owned();
+            let last = said.rsplit("\nsynapsedb: ").next();
+            return last.unwrap_or_default().to_owned();
         }
         let said = cluster.proxy_log_text();
         assert!(Instant::now() < until, "it goes on:\n{said}");

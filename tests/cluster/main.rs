@@ -4,6 +4,7 @@
 mod support;
 
 mod bad_nodes;
+mod check;
 mod commands;
 mod comparison;
 mod demo;

@@ -151,3 +151,34 @@ async fn release_says_what_it_could_not_reach_and_does_the_rest() {
     }
     cluster.assert_nodes_equal().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_hangs_is_ended_on_the_nodes_by_force() {
+    let mut cluster = TestCluster::start().await;
+    let client = cluster.client().await;
+    client
+        .batch_execute("create table kept (a int primary key)")
+        .await
+        .expect("written");
+    cluster.assert_nodes_equal().await;
+    // Stopped, not dead: its connections stay, and nobody answers on them.
+    signal(cluster.proxy_pid(), "STOP");
+    let (good, said) = run(&mut cluster.command("release"));
+    assert!(!good && said.contains("--force"), "{said}");
+    let (good, said) = run(cluster.command("release").arg("--force"));
+    assert!(good, "{said}");
+    for node in 0..cluster.nodes() {
+        let client = cluster.node(node).await;
+        writes_at_once(&client, "insert into kept values (1)").await;
+    }
+    signal(cluster.proxy_pid(), "CONT");
+    cluster.kill_proxy();
+    cluster.assert_nodes_equal().await;
+}
+
+fn signal(pid: u32, name: &str) {
+    let sent = Command::new("kill")
+        .args([&format!("-{name}"), &pid.to_string()])
+        .status();
+    assert!(sent.is_ok_and(|status| status.success()));
+}
