@@ -106,7 +106,7 @@ fn same(
     let only = |name: &str, set: BTreeSet<&String>| -> Vec<String> {
         set.into_iter()
             .take(3)
-            .map(|line| format!("only {name} has {line}"))
+            .map(|line| format!("only {name} has {}", short(line)))
             .collect()
     };
     let mut differences = only(one, ours.difference(theirs).collect());
@@ -118,4 +118,14 @@ fn same(
         "{}{place}",
         differences.join("; ")
     )))
+}
+
+/// A definition on one line, cut where it gets long.
+fn short(line: &str) -> String {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let line = words.join(" ");
+    match line.char_indices().nth(200) {
+        Some((end, _)) => format!("{} ...", &line[..end]),
+        None => line,
+    }
 }

@@ -4,7 +4,7 @@
 //! streams and appliers only from places that the nodes themselves remember.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -36,6 +36,8 @@ pub struct Steward {
     pub(super) control: Control,
     replicator: Arc<Replicator>,
     view: ArcSwap<View>,
+    /// Since when each follower lacks something that a majority has.
+    behind_since: Mutex<BTreeMap<NodeId, Instant>>,
     catalogs: Arc<Catalogs>,
     writer: NodeId,
     epoch: Epoch,
@@ -68,6 +70,7 @@ impl Steward {
         }
         let steward = Arc::new(Self {
             view: ArcSwap::from_pointee(first_view(&config, &prepared)),
+            behind_since: Mutex::default(),
             catalogs,
             control,
             replicator,
@@ -248,6 +251,7 @@ impl Steward {
         in_flight: &BTreeMap<NodeId, usize>,
     ) -> Result<OwnNames, ControlError> {
         let client = self.control.connect(self.writer, database).await?;
+        self.carry();
         metadata::refresh(&client, &self.view(), in_flight).await?;
         metadata::own_names(&client).await
     }
@@ -343,39 +347,46 @@ impl Steward {
 
     /// Carries what replication knows into the view.
     async fn look(&self) {
-        let mut behind_since: BTreeMap<NodeId, Instant> = BTreeMap::new();
         loop {
-            let now = self.replicator.snapshot();
-            for (node, follower) in &now.followers {
-                if follower.place < now.report.write {
-                    behind_since.entry(*node).or_insert_with(Instant::now);
-                } else {
-                    behind_since.remove(node);
-                }
-            }
-            self.view.rcu(|view| {
-                let mut view = View::clone(view);
-                view.written = now.report.write;
-                view.everywhere = now.report.flush;
-                view.pending_units = now.pending_units;
-                view.databases.clone_from(&now.databases);
-                view.held.clone_from(&now.held);
-                for (node, follower) in &now.followers {
-                    let behind = behind_since.get(node).map(Instant::elapsed);
-                    let databases = now.databases.len();
-                    show(&mut view.nodes[node.0], follower, now.decoded, databases);
-                    view.nodes[node.0].lag_seconds = behind.unwrap_or_default().as_secs_f64();
-                    view.nodes[node.0].indexes_owed =
-                        now.indexes_owed.get(node).copied().unwrap_or(0);
-                }
-                count(&mut view);
-                view
-            });
+            self.carry();
             tokio::select! {
                 () = self.cancel.cancelled() => return,
                 () = tokio::time::sleep(Duration::from_millis(200)) => {}
             }
         }
+    }
+
+    /// Once, so that the view is as true as can be from here on.
+    fn carry(&self) {
+        let now = self.replicator.snapshot();
+        let mut behind_since = self
+            .behind_since
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for (node, follower) in &now.followers {
+            if follower.place < now.report.write {
+                behind_since.entry(*node).or_insert_with(Instant::now);
+            } else {
+                behind_since.remove(node);
+            }
+        }
+        self.view.rcu(|view| {
+            let mut view = View::clone(view);
+            view.written = now.report.write;
+            view.everywhere = now.report.flush;
+            view.pending_units = now.pending_units;
+            view.databases.clone_from(&now.databases);
+            view.held.clone_from(&now.held);
+            for (node, follower) in &now.followers {
+                let behind = behind_since.get(node).map(Instant::elapsed);
+                let databases = now.databases.len();
+                show(&mut view.nodes[node.0], follower, now.decoded, databases);
+                view.nodes[node.0].lag_seconds = behind.unwrap_or_default().as_secs_f64();
+                view.nodes[node.0].indexes_owed = now.indexes_owed.get(node).copied().unwrap_or(0);
+            }
+            count(&mut view);
+            view
+        });
     }
 
     /// Ends streams and appliers. What they have not done is done at the next start.
