@@ -269,6 +269,11 @@ impl SpillReader<'_> {
         }
     }
 
+    /// How many of the file's bytes have been given out as changes.
+    pub fn position(&self) -> u64 {
+        self.at - self.buffer.len() as u64
+    }
+
     fn word(&mut self) -> u32 {
         self.buffer.get_u32()
     }

@@ -23,6 +23,9 @@ use crate::wire::pgoutput::{Relation, tuple::Tuple, tuple::Value as Datum};
 const COPY_RUN: usize = 4;
 /// One `CopyData` frame holds about this much.
 const COPY_CHUNK_BYTES: usize = 48 * 1024;
+/// So much of a spilled unit is in memory at once. A run of inserts is one COPY within it, and a COPY
+/// makes the server prepare for a thousand rows: short ones cost it a quarter more for each row.
+const SPILL_CHUNK_BYTES: u64 = 1024 * 1024;
 
 /// Why a unit could not be applied.
 #[derive(Debug, thiserror::Error)]
@@ -172,10 +175,11 @@ impl Applier {
                 Changes::Memory(changes) => self.changes(unit, changes).await?,
                 Changes::Spilled(spill) => {
                     let mut reader = spill.reader();
-                    let mut chunk = Vec::with_capacity(1024);
+                    let mut chunk = Vec::new();
                     loop {
                         chunk.clear();
-                        while chunk.len() < 1024 {
+                        let end = reader.position() + SPILL_CHUNK_BYTES;
+                        while reader.position() < end {
                             match reader.next_change()? {
                                 Some(change) => chunk.push(change),
                                 None => break,
