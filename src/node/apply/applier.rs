@@ -222,14 +222,10 @@ impl Applier {
                 self.pipeline.close(name);
                 self.pipeline.prepare(name, text);
             }
-            self.forget();
+            self.tables.clear();
             self.distrust = false;
         }
         Ok(())
-    }
-
-    fn forget(&mut self) {
-        self.tables.clear();
     }
 
     async fn changes(&mut self, unit: &Unit, changes: &[Change]) -> Result<(), ApplyError> {
@@ -453,7 +449,7 @@ impl Applier {
         if let Some((_, restore)) = &lift {
             self.run_by(&superuser, restore, "{}").await?;
         }
-        self.forget();
+        self.tables.clear();
         Ok(())
     }
 
@@ -479,7 +475,7 @@ impl Applier {
             self.run_by(&superuser, &more, "{}").await?;
         }
         // What the pipeline knows of tables may be wrong from here on.
-        self.forget();
+        self.tables.clear();
         Ok(())
     }
 
