@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::error::Refusal;
+use crate::session::likeness;
 use crate::session::pipeline::Risk;
 use crate::sql::catalog::Catalog;
 use crate::sql::statement::{Discard, Effects, Facts, Kind, Reason, StatementFacts};
@@ -249,12 +250,18 @@ impl Briefs {
         if !standard_strings || text.len() > crate::sql::statement::TEXT_BYTES_MAX {
             return Arc::new(Brief::of(text, &self.catalog, standard_strings));
         }
-        if let Some(brief) = self.cache.get(text) {
+        let mut likeness = Vec::new();
+        let shared = likeness::key(text, &mut likeness);
+        let key = if shared { &likeness[..] } else { text };
+        if let Some(brief) = self.cache.get(key) {
             return brief;
         }
         let brief = Arc::new(Brief::of(text, &self.catalog, true));
-        self.cache
-            .insert(Bytes::copy_from_slice(text), Arc::clone(&brief));
+        // What speaks of places in a text holds for this text only.
+        if !shared || brief.special.is_none() {
+            let key = Bytes::copy_from_slice(key);
+            self.cache.insert(key, Arc::clone(&brief));
+        }
         brief
     }
 }
@@ -291,6 +298,31 @@ mod tests {
             Risk::Commit
         );
         assert_eq!(brief("frobnicate").risk, Risk::Commit);
+    }
+
+    #[test]
+    fn like_texts_share_a_brief_and_special_ones_do_not() {
+        let briefs = Briefs::new(Arc::new(Catalog::unknown()));
+        let get = |text: &str| briefs.get(text.as_bytes(), true);
+        assert!(Arc::ptr_eq(
+            &get("select 1 from t where a = 'x'"),
+            &get("select 22 from t where a = ''")
+        ));
+        assert!(!Arc::ptr_eq(&get("vacuum t1"), &get("vacuum t2")));
+        let (one, two) = (
+            get("grant a to b; select 1"),
+            get("grant a to b; select 22"),
+        );
+        assert_ne!(one.special.is_some().then_some(1), None);
+        assert!(!Arc::ptr_eq(&one, &two));
+        assert_eq!(
+            get("select set_config('a.b', '1', false)").placeholders,
+            ["a.b"]
+        );
+        assert_eq!(
+            get("select set_config('c.d', '1', false)").placeholders,
+            ["c.d"]
+        );
     }
 
     #[test]
