@@ -17,6 +17,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use super::limit::Limited;
 use super::status::{Around, Report};
 use super::{health, metrics, page};
 use crate::cluster::steward::Steward;
@@ -113,7 +114,7 @@ pub async fn serve(listener: TcpListener, operators: Arc<Operators>, stop: Cance
             }
         }
     };
-    let serving = axum::serve(listener, router);
+    let serving = axum::serve(Limited::new(listener), router);
     tokio::select! {
         ended = serving => {
             if let Err(error) = ended {

@@ -2,6 +2,7 @@
 
 pub mod door;
 pub mod health;
+pub mod limit;
 pub mod metrics;
 pub mod page;
 pub mod status;
