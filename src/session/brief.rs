@@ -11,10 +11,16 @@ use crate::error::Refusal;
 use crate::session::likeness;
 use crate::session::pipeline::Risk;
 use crate::sql::catalog::Catalog;
-use crate::sql::statement::{Discard, Effects, Facts, Kind, Reason, StatementFacts};
+use crate::sql::lexer::lex;
+use crate::sql::split::split;
+use crate::sql::statement::{
+    Discard, Effects, Facts, Kind, Reason, StatementFacts, TEXT_BYTES_MAX,
+};
 
 /// Bytes of texts whose briefs are kept.
 const CACHE_BYTES_MAX: u64 = 24 << 20;
+/// Longer texts are not even cut into statements.
+const LONG_BYTES_MAX: usize = 1 << 20;
 /// About how many texts are kept.
 const CACHE_TEXTS: usize = 8192;
 
@@ -62,7 +68,7 @@ impl Brief {
     /// The brief of a text.
     pub fn of(text: &[u8], catalog: &Catalog, standard_strings: bool) -> Self {
         let facts = match std::str::from_utf8(text) {
-            Ok(text) => Facts::of(text, standard_strings),
+            Ok(text) => facts_of(text, standard_strings),
             Err(_) => Facts::unknown(Reason::NotUnderstood("not UTF-8".to_owned())),
         };
         let mut brief = Self {
@@ -127,6 +133,71 @@ impl Brief {
         self.mutes |= statement.kind == Kind::Unknown;
         self.refusal = self.refusal.or_else(|| refusal(statement));
     }
+}
+
+/// The facts of a text of any length.
+pub fn facts_of(text: &str, standard: bool) -> Facts {
+    if text.len() > TEXT_BYTES_MAX {
+        return long_facts(text, standard);
+    }
+    Facts::of(text, standard)
+}
+
+/// The facts of a text too long to be looked at whole: cut into statements, of which those that the relay
+/// has something to do about are short. The others, and all of a text longer still, stay unknown.
+fn long_facts(text: &str, standard: bool) -> Facts {
+    const FIRST: [&str; 15] = [
+        "alter",
+        "analyze",
+        "checkpoint",
+        "cluster",
+        "comment",
+        "create",
+        "drop",
+        "explain",
+        "grant",
+        "prepare",
+        "reassign",
+        "reindex",
+        "revoke",
+        "security",
+        "vacuum",
+    ];
+    let mut facts = Facts::unknown(Reason::TooLong);
+    if text.len() > LONG_BYTES_MAX {
+        return facts;
+    }
+    let lexed = lex(text, standard);
+    if lexed.fault.is_some() {
+        return facts;
+    }
+    for piece in split(text, &lexed.tokens) {
+        let sql = &text[piece.bytes.clone()];
+        let word = sql
+            .split(|c: char| !c.is_ascii_alphabetic())
+            .next()
+            .unwrap_or_default();
+        let told = FIRST.iter().any(|first| first.eq_ignore_ascii_case(word));
+        let control = [
+            "begin",
+            "commit",
+            "end",
+            "rollback",
+            "abort",
+            "savepoint",
+            "release",
+            "start",
+        ]
+        .iter()
+        .any(|first| first.eq_ignore_ascii_case(word));
+        if (told || control) && sql.len() <= TEXT_BYTES_MAX {
+            for mut one in Facts::of(sql, standard).statements {
+                one.bytes = one.bytes.start + piece.bytes.start..one.bytes.end + piece.bytes.start;
+                facts.statements.push(one);
+            }
+        }
+    }
+    facts
 }
 
 /// What losing the connection while it runs would leave open.
@@ -247,7 +318,7 @@ impl Briefs {
 
     /// The brief of a text; `standard_strings` is the session's `standard_conforming_strings`.
     pub fn get(&self, text: &[u8], standard_strings: bool) -> Arc<Brief> {
-        if !standard_strings || text.len() > crate::sql::statement::TEXT_BYTES_MAX {
+        if !standard_strings || text.len() > TEXT_BYTES_MAX {
             return Arc::new(Brief::of(text, &self.catalog, standard_strings));
         }
         let mut likeness = Vec::new();
@@ -323,6 +394,18 @@ mod tests {
             get("select set_config('c.d', '1', false)").placeholders,
             ["c.d"]
         );
+    }
+
+    #[test]
+    fn commands_in_long_texts_are_found() {
+        let rows = format!("insert into t values ('{}')", "x".repeat(100_000));
+        let one = brief(&format!("{rows}; create role a; {rows}"));
+        assert!(one.probe && one.special.is_some());
+        assert_eq!(
+            brief(&format!("{rows}; prepare transaction 'x'")).refusal,
+            Some(Refusal::TwoPhase)
+        );
+        assert!(brief(&rows).special.is_none());
     }
 
     #[test]

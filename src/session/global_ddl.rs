@@ -6,6 +6,7 @@
 //! verifier first, so that all nodes have the same and no log shows it.
 
 use crate::error::Refusal;
+use crate::session::brief::facts_of;
 use crate::sql::lexer::{Token, is_word, lex, name_of, text_of};
 use crate::sql::statement::{Facts, Kind, StatementFacts};
 
@@ -59,7 +60,7 @@ pub fn plan(
     verifier: impl FnMut(&str) -> Option<String>,
 ) -> Result<Plan, Refusal> {
     let hidden = hide_passwords(text, facts, standard, verifier)?;
-    let renewed = hidden.as_deref().map(|text| Facts::of(text, standard));
+    let renewed = hidden.as_deref().map(|text| facts_of(text, standard));
     let (sent, facts) = match (&hidden, &renewed) {
         (Some(text), Some(facts)) => (text.as_str(), facts),
         _ => (text, facts),

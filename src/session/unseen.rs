@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use crate::cluster::service::Order;
 use crate::error::{ClientError, Refusal};
+use crate::session::brief::facts_of;
 use crate::session::global_ddl::{self, After, Logged, Plan};
 use crate::session::pipeline::{Entry, Expect, Own};
 use crate::session::prepared::Statement;
@@ -113,7 +114,7 @@ impl Session {
         // The statement's facts are of the text before its passwords were hidden.
         let text = text_of(&statement.tail);
         let facts = match std::str::from_utf8(text) {
-            Ok(text) => Facts::of(text, true),
+            Ok(text) => facts_of(text, true),
             Err(_) => facts.as_ref().clone(),
         };
         if let Ok(plan) = self.plan(text, &facts)
