@@ -160,7 +160,7 @@ impl<'a> BringUp<'a> {
         let state = match known {
             Some(state) => {
                 self.check_one_cluster(&reached, &state)?;
-                state
+                with_all_fenced(state, &reached)
             }
             None if reached.len() == nodes => self.first_contact(&reached).await?,
             None => {
@@ -184,7 +184,13 @@ impl<'a> BringUp<'a> {
             self.install(node, &arming).await?;
         }
         let first = known_nowhere(&reached);
-        let (databases, lost) = self.places(&reached, writer, &state, first).await?;
+        let (databases, mut lost) = self.places(&reached, writer, &state, first).await?;
+        for (at, node) in self.config.nodes.iter().enumerate() {
+            if state.fenced.contains(&node.name) {
+                let why = "it was found wrong before the proxy was started again".to_owned();
+                lost.entry(NodeId(at)).or_insert(why);
+            }
+        }
         let epoch = Epoch(state.epoch.0 + 1);
         self.record(
             &mut reached,
@@ -336,6 +342,7 @@ impl<'a> BringUp<'a> {
             term: Epoch(1),
             writer: self.name(NodeId(0)),
             cluster: random_secret().chars().take(16).collect(),
+            fenced: Vec::new(),
         })
     }
 
@@ -488,6 +495,19 @@ impl<'a> BringUp<'a> {
         }
         Ok(())
     }
+}
+
+/// The newest state with every node that anyone of the same epoch knows as fenced.
+fn with_all_fenced(mut state: State, reached: &[Reached]) -> State {
+    let states = reached.iter().filter_map(|node| node.state.as_ref());
+    for other in states.filter(|other| other.epoch == state.epoch) {
+        for name in &other.fenced {
+            if !state.fenced.contains(name) {
+                state.fenced.push(name.clone());
+            }
+        }
+    }
+    state
 }
 
 fn known_nowhere(reached: &[Reached]) -> bool {

@@ -140,10 +140,10 @@ impl FollowerTask {
                     self.queue.done(place);
                     self.replicator
                         .applied(self.stream, self.follower.node, place);
-                    self.replicator.connected(self.follower.node, true);
+                    let connected = Connected::new(&self.replicator, self.follower.node);
                     tracing::info!(node = self.follower.node.0, %place, "follower's applier at work");
                     let ended = self.apply(applier, &mut single, &meters).await;
-                    self.replicator.connected(self.follower.node, false);
+                    drop(connected);
                     match ended {
                         Ended::Fenced => return,
                         Ended::Stuck => pause = (pause * 2).min(STUCK_RETRY_MAX),
@@ -261,5 +261,24 @@ impl FollowerTask {
         let client = control.connect(self.follower.node, database).await?;
         control::install(&client).await?;
         self.follower.arming.arm(&client, control).await
+    }
+}
+
+/// Counts an applier as connected while it lives: it may be cancelled at any await.
+struct Connected<'a> {
+    replicator: &'a Replicator,
+    node: NodeId,
+}
+
+impl<'a> Connected<'a> {
+    fn new(replicator: &'a Replicator, node: NodeId) -> Self {
+        replicator.connected(node, true);
+        Self { replicator, node }
+    }
+}
+
+impl Drop for Connected<'_> {
+    fn drop(&mut self) {
+        self.replicator.connected(self.node, false);
     }
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use metrics::Counter;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -69,6 +69,8 @@ pub struct Replicator {
     catalogs: Arc<Catalogs>,
     units: Counter,
     unit_bytes: Counter,
+    /// Told when a node is fenced, which must be recorded.
+    fencing: Notify,
     tasks: TaskTracker,
     cancel: CancellationToken,
 }
@@ -132,6 +134,7 @@ impl Replicator {
             catalogs,
             units: metrics::counter!("synapsedb_units_total"),
             unit_bytes: metrics::counter!("synapsedb_unit_bytes_total"),
+            fencing: Notify::new(),
             tasks,
             cancel,
         })
@@ -271,11 +274,9 @@ impl Replicator {
         let full: Vec<NodeId> = entry.queues.iter().filter_map(push).collect();
         for node in full {
             // Without its queue a follower can't stay in sync; it is out even if the quorum goes with it.
-            fence(
-                &mut state,
-                node,
-                "its queue is full: it is too slow or does not answer".to_owned(),
-            );
+            let why = "its queue is full: it is too slow or does not answer";
+            fence(&mut state, node, why.to_owned());
+            self.fencing.notify_one();
         }
     }
 
@@ -340,6 +341,7 @@ impl Replicator {
         match verdict {
             Verdict::Fence => {
                 fence(&mut state, node, failure.text);
+                self.fencing.notify_one();
                 self.announce(&mut state);
                 true
             }
@@ -359,7 +361,35 @@ impl Replicator {
     pub fn fence(&self, node: NodeId, why: String) {
         let mut state = self.lock();
         fence(&mut state, node, why);
+        self.fencing.notify_one();
         self.announce(&mut state);
+    }
+
+    /// Waits until a node has been fenced and this is not recorded yet. Dropping it is harmless.
+    pub async fn fencing(&self) -> Vec<NodeId> {
+        loop {
+            let told = self.fencing.notified();
+            let leaving = self.leaving();
+            if !leaving.is_empty() {
+                return leaving;
+            }
+            told.await;
+        }
+    }
+
+    fn leaving(&self) -> Vec<NodeId> {
+        let state = self.lock();
+        let leaving = |node: &NodeId| state.confirmer.standing(*node) == Some(Standing::Leaving);
+        state.followers.keys().copied().filter(leaving).collect()
+    }
+
+    /// A majority remembers that the node is fenced: the slots need hold nothing for it any more.
+    pub fn fence_recorded(&self, node: NodeId) {
+        let mut state = self.lock();
+        if state.confirmer.standing(node) == Some(Standing::Leaving) {
+            state.confirmer.set_standing(node, Standing::Out);
+            self.announce(&mut state);
+        }
     }
 
     /// Waits until a majority has everything before `lsn` durable. Dropping it is harmless.
@@ -439,7 +469,7 @@ fn fence(state: &mut State, node: NodeId, why: String) {
     metrics::counter!("synapsedb_fenced_total").increment(1);
     tracing::error!(node = node.0, reason = %why, "node fenced: it must be mended before it serves again");
     follower.fenced = Some(why);
-    state.confirmer.set_standing(node, Standing::Out);
+    state.confirmer.set_standing(node, Standing::Leaving);
     for entry in state.streams.values() {
         if let Some(queue) = entry.queues.get(&node) {
             queue.abandon();

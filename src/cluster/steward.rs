@@ -16,7 +16,7 @@ use super::bring_up::{BringUp, BringUpError, DatabasePlaces, Prepared};
 use super::catalogs::Catalogs;
 use super::follower::{Arming, Follower};
 use super::metadata;
-use super::replicator::{FollowerSnapshot, Replicator};
+use super::replicator::{FollowerSnapshot, RETRY, Replicator};
 use super::service::OwnNames;
 use super::view::{NodeView, Status, View};
 use crate::config::Config;
@@ -99,6 +99,10 @@ impl Steward {
             let tending = this.catalogs.tend(&this.control, this.writer);
             this.cancel.run_until_cancelled(tending).await;
         });
+        let this = Arc::clone(&steward);
+        steward
+            .tasks
+            .spawn(async move { this.record_fences().await });
         tracing::info!(epoch = %steward.epoch, writer = steward.writer.0, "cluster is up");
         Ok(steward)
     }
@@ -241,6 +245,45 @@ impl Steward {
     /// Something that had to happen on a node did not: it differs.
     pub fn fence(&self, node: NodeId, why: &str) {
         self.replicator.fence(node, why.to_owned());
+    }
+
+    /// A fenced node is owed nothing, and the slots move on without it: a proxy that starts must know, so
+    /// a majority, the writer in it, records it before they may.
+    async fn record_fences(&self) {
+        loop {
+            let nodes = tokio::select! {
+                () = self.cancel.cancelled() => return,
+                nodes = self.replicator.fencing() => nodes,
+            };
+            for node in nodes {
+                if self.record_fence(node).await {
+                    self.replicator.fence_recorded(node);
+                }
+            }
+            tokio::select! {
+                () = self.cancel.cancelled() => return,
+                () = tokio::time::sleep(RETRY) => {}
+            }
+        }
+    }
+
+    async fn record_fence(&self, fenced: NodeId) -> bool {
+        let name = &self.config.nodes[fenced.0].name;
+        let mut recorded = Vec::new();
+        for at in 0..self.config.nodes.len() {
+            let write = async {
+                let node = NodeId(at);
+                let client = self.control.connect(node, &self.control.database).await?;
+                control::write_fence(&client, self.epoch, name).await
+            };
+            match tokio::time::timeout(CONNECT, write).await {
+                Ok(Ok(true)) => recorded.push(NodeId(at)),
+                Ok(Ok(false)) => {}
+                Ok(Err(error)) => tracing::warn!(node = at, %error, "fence could not be recorded"),
+                Err(_) => tracing::warn!(node = at, "fence could not be recorded in time"),
+            }
+        }
+        recorded.contains(&self.writer) && recorded.len() > self.config.nodes.len() / 2
     }
 
     /// Writes what the metadata views show into the writer's copy of `database`, and says which of their

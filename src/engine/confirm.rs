@@ -30,6 +30,9 @@ pub struct Report {
 pub enum Standing {
     /// Its applied units count for the majority, and it holds the flush back.
     InSync,
+    /// Found wrong: it no longer counts for the majority, but still holds the flush back, until it is
+    /// recorded where a restarted proxy finds it that it is owed nothing.
+    Leaving,
     /// It counts for nothing but its place in the total, and holds nothing back.
     Out,
 }
@@ -208,10 +211,12 @@ impl Confirmer {
             let mut everybody = stream.decoded;
             let mut owed = Lsn(u64::MAX);
             for (node, standing) in &self.standing {
-                if *standing == Standing::InSync {
+                if *standing != Standing::Out {
                     let applied = stream.applied.get(node).copied().unwrap_or_default();
                     let place = stream.has(applied);
-                    has.push(place);
+                    if *standing == Standing::InSync {
+                        has.push(place);
+                    }
                     everybody = everybody.min(place);
                     owed = owed.min(applied);
                 }

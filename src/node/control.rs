@@ -14,7 +14,7 @@ use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 use super::backend::Address;
 use super::schema;
 use crate::config::Config;
-use crate::ids::{Epoch, Lsn, NodeId, SYNAPSEDB};
+use crate::ids::{Epoch, Lsn, NodeId, SYNAPSEDB, fnv1a};
 
 /// How long opening a connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -196,6 +196,8 @@ pub struct State {
     pub writer: String,
     /// The same on all nodes of a cluster.
     pub cluster: String,
+    /// The names of nodes that were found wrong and are owed nothing.
+    pub fenced: Vec<String>,
 }
 
 /// Reads it; none before first contact.
@@ -212,7 +214,8 @@ pub async fn read_state(client: &Client) -> Result<Option<State>, ControlError> 
     }
     let row = client
         .query_opt(
-            "select epoch, term_epoch, writer, cluster_id from synapsedb.cluster_state",
+            "select epoch, term_epoch, writer, cluster_id,
+                    array(select jsonb_array_elements_text(to_jsonb(s) -> 'fenced')) from synapsedb.cluster_state s",
             &[],
         )
         .await?;
@@ -222,6 +225,7 @@ pub async fn read_state(client: &Client) -> Result<Option<State>, ControlError> 
         term: epoch(row.get(1)),
         writer: row.get(2),
         cluster: row.get(3),
+        fenced: row.get(4),
     }))
 }
 
@@ -230,20 +234,55 @@ pub async fn write_state(client: &Client, state: &State) -> Result<bool, Control
     let number = |epoch: Epoch| i64::try_from(epoch.0).unwrap_or(i64::MAX);
     let written = client
         .execute(
-            "insert into synapsedb.cluster_state as s (epoch, term_epoch, writer, cluster_id) values ($1, $2, $3, $4)
+            "insert into synapsedb.cluster_state as s (epoch, term_epoch, writer, cluster_id, fenced)
+               values ($1, $2, $3, $4, $5)
              on conflict (only_row) do update
                set epoch = excluded.epoch, term_epoch = excluded.term_epoch, writer = excluded.writer,
-                   cluster_id = excluded.cluster_id, written_at = now()
+                   cluster_id = excluded.cluster_id, fenced = excluded.fenced, written_at = now()
              where s.epoch < excluded.epoch",
-            &[&number(state.epoch), &number(state.term), &state.writer, &state.cluster],
+            &[&number(state.epoch), &number(state.term), &state.writer, &state.cluster, &state.fenced],
+        )
+        .await?;
+    Ok(written == 1)
+}
+
+/// Records that a node is owed nothing, unless a newer epoch has begun; false then.
+pub async fn write_fence(client: &Client, epoch: Epoch, name: &str) -> Result<bool, ControlError> {
+    let epoch = i64::try_from(epoch.0).unwrap_or(i64::MAX);
+    let written = client
+        .execute(
+            "update synapsedb.cluster_state set fenced = array_append(array_remove(fenced, $2), $2)
+              where epoch = $1",
+            &[&epoch, &name],
         )
         .await?;
     Ok(written == 1)
 }
 
 /// Makes schema `synapsedb` and all that belongs to it in the client's database.
+///
+/// Where it is there already nothing is touched: its tables may be locked by commits that wait for the
+/// very proxy that is being started.
 pub async fn install(client: &Client) -> Result<(), ControlError> {
-    Ok(client.batch_execute(schema::INSTALL).await?)
+    let mark = format!(
+        "made by SynapseDB, {:016x}",
+        fnv1a(schema::INSTALL.as_bytes())
+    );
+    let there = client
+        .query_one(
+            "select coalesce(obj_description(to_regnamespace('synapsedb'), 'pg_namespace') = $1, false)",
+            &[&mark],
+        )
+        .await?;
+    let there: bool = there.get(0);
+    if !there {
+        let all = format!(
+            "{}; comment on schema synapsedb is '{mark}'",
+            schema::INSTALL
+        );
+        client.batch_execute(&all).await?;
+    }
+    Ok(client.batch_execute(LET_THE_APPLIER_IN).await?)
 }
 
 /// Sets the applier's password and the superuser's runner to this process's secrets.

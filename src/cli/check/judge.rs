@@ -420,6 +420,7 @@ mod tests {
             term: Epoch(1),
             writer: "a".to_owned(),
             cluster: cluster.to_owned(),
+            fenced: Vec::new(),
         }
     }
 

@@ -11,7 +11,7 @@ use super::aside;
 use super::ddl::{self, DdlError, DdlRow};
 use super::facts::{TABLE_FACTS, TableFacts};
 use super::pipeline::{Pipeline, PipelineError, Value};
-use super::session::{HIDE_PARAMETERS, SESSION};
+use super::session::{HIDE_PARAMETERS, NOTE_BUILD, RUNNER_NAME, SESSION};
 use super::sql::{self, PlanError, RowSql, Source};
 use crate::ids::{Epoch, Lsn, UnitId, origin_name};
 use crate::node::backend::{Address, Backend, BackendError, Login};
@@ -361,6 +361,10 @@ impl Applier {
 
     async fn delete(&mut self, relation: &Arc<Relation>, old: &Tuple) -> Result<(), ApplyError> {
         let table = self.table(relation).await?;
+        if table.facts.finds_by_user_code() {
+            let row = sql::delete(&table.facts, relation, old)?;
+            return self.as_owner(relation, &row, Some(old), old).await;
+        }
         let prepared = if let Some(prepared) = &table.delete {
             Arc::clone(prepared)
         } else {
@@ -375,13 +379,15 @@ impl Applier {
 
     /// One execution of a prepared statement that changes exactly one row.
     fn row(&mut self, prepared: &Prepared, old: Option<&Tuple>, new: &Tuple) {
+        // A plain INSERT adds its row or fails; the others may find none.
+        let finds = old.is_some();
         let new: Vec<Datum<'_>> = new.iter().collect();
         let old: Vec<Datum<'_>> = old.map(|old| old.iter().collect()).unwrap_or_default();
         let values = prepared
             .parameters
             .iter()
             .map(|source| value(source, &old, &new));
-        self.pipeline.execute(&prepared.name, values, true);
+        self.pipeline.execute(&prepared.name, values, finds);
     }
 
     async fn copy(&mut self, relation: &Arc<Relation>, run: &[Change]) -> Result<(), ApplyError> {
@@ -576,13 +582,6 @@ fn value<'a>(source: &Source, old: &[Datum<'a>], new: &[Datum<'a>]) -> Value<'a>
 fn quote_literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
-
-/// An index that is built beside the stream.
-const NOTE_BUILD: &str = "insert into synapsedb.pending_indexes (command, settings) \
-     values ($1::pg_catalog.text, $2::pg_catalog.jsonb)";
-
-/// How the schema calls a role's runner.
-const RUNNER_NAME: &str = "select 'synapsedb.' operator(pg_catalog.||) pg_catalog.quote_ident(synapsedb.runner_name($1::pg_catalog.name)::pg_catalog.text)";
 
 /// Prepared once per connection.
 const STATEMENTS: [(&str, &str); 3] = [

@@ -87,20 +87,27 @@ select pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.reln
        c.relrowsecurity and c.relforcerowsecurity
   from pg_catalog.pg_class c
   join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-  join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
-  join pg_catalog.pg_type t on t.oid = a.atttypid
-  join pg_catalog.pg_namespace tn on tn.oid = t.typnamespace
+  left join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+  left join pg_catalog.pg_type t on t.oid = a.atttypid
+  left join pg_catalog.pg_namespace tn on tn.oid = t.typnamespace
  where n.nspname = $1::pg_catalog.text and c.relname = $2::pg_catalog.text
  order by a.attnum";
 
 impl TableFacts {
+    /// Whether finding a row by its values may call code of a user's: casts to domains do.
+    pub fn finds_by_user_code(&self) -> bool {
+        let foreign = |column: &ColumnFacts| !column.type_name.starts_with("pg_catalog.");
+        self.user_code && self.columns.values().any(foreign)
+    }
+
     /// From the rows of [`TABLE_FACTS`]; none where there is no such table.
     pub fn from_rows(rows: &[Vec<Option<String>>]) -> Option<Self> {
         let text = |row: &[Option<String>], at: usize| row.get(at).cloned().flatten();
         let truth = |row: &[Option<String>], at: usize| text(row, at).as_deref() == Some("t");
         let first = rows.first()?;
         let mut columns = BTreeMap::new();
-        for row in rows {
+        // A table may have no columns: its one row here then names none.
+        for row in rows.iter().filter(|row| text(row, 3).is_some()) {
             let column = ColumnFacts {
                 quoted: text(row, 4)?,
                 type_name: text(row, 5)?,

@@ -181,7 +181,17 @@ impl Pipeline {
     }
 
     /// Commits everything since the last commit and waits until it is durable.
+    ///
+    /// Sync commits whatever the statements answered, so where one must change exactly one row, all
+    /// answers are awaited before it is sent: else a missing row would be committed as applied.
     pub async fn commit(&mut self) -> Result<(), PipelineError> {
+        if self.expected.iter().any(|expected| expected.one_row) {
+            self.message(b'H', |_| ());
+            self.push().await?;
+            while !self.expected.is_empty() {
+                self.take_answer().await?;
+            }
+        }
         self.message(b'S', |_| ());
         self.push().await?;
         while !self.ready {

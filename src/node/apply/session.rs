@@ -1,4 +1,4 @@
-//! The settings of an applier's connection (REPLICATION rule 12). No setting of a role or a database may have a
+//! The settings of an applier's connection (REPLICATION rule 12), and texts it sends. No setting of a role or a database may have a
 //! say in how values are read and written.
 
 /// Set after connecting, so that no ALTER ROLE or ALTER DATABASE has a say (rule 12).
@@ -15,3 +15,10 @@ set client_min_messages = 'error'; set plan_cache_mode = 'force_generic_plan'; s
 /// Kept out of error contexts, which foreign code could read.
 pub const HIDE_PARAMETERS: &str =
     "select pg_catalog.set_config('log_parameter_max_length_on_error', '0', false)";
+
+/// An index that is built beside the stream.
+pub const NOTE_BUILD: &str = "insert into synapsedb.pending_indexes (command, settings) \
+     values ($1::pg_catalog.text, $2::pg_catalog.jsonb)";
+
+/// How the schema calls a role's runner.
+pub const RUNNER_NAME: &str = "select 'synapsedb.' operator(pg_catalog.||) pg_catalog.quote_ident(synapsedb.runner_name($1::pg_catalog.name)::pg_catalog.text)";

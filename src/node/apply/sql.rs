@@ -243,6 +243,12 @@ fn find_by_image(
         have.push(format!("t.{}", column.quoted));
         want.push(format!("${}::{}", parameters.len(), column.type_name));
     }
+    if have.is_empty() {
+        return Ok(format!(
+            "ctid = (select t.ctid from only {} t limit 1)",
+            facts.name
+        ));
+    }
     let (name, have, want) = (&facts.name, have.join(", "), want.join(", "));
     // The casts keep the parser from comparing column by column, which types without an equality refuse.
     Ok(format!(

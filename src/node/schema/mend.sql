@@ -1,6 +1,23 @@
 -- What a command's objects need so that their rows can travel, each as a command that logs itself; and
 -- what is refused because it cannot be made equal.
 
+-- The index by which a changed row is told apart in the stream; null where there is none, or where one of its
+-- columns is generated, which the stream leaves out.
+create or replace function synapsedb.stream_key(p_table oid) returns oid
+  language sql stable set search_path = pg_catalog
+as $$
+  select k.key::oid from (select pg_get_replica_identity_index(p_table) as key) k
+   where not synapsedb.has_generated(k.key)
+$$;
+
+create or replace function synapsedb.has_generated(p_index oid) returns boolean
+  language sql stable set search_path = pg_catalog
+as $$
+  select exists (select from pg_index i join pg_attribute a
+                     on a.attrelid = i.indrelid and a.attnum = any (i.indkey::int2[]) and a.attgenerated <> ''
+                  where i.indexrelid = p_index)
+$$;
+
 -- Run as a superuser: a DROP ... CASCADE may take the key of a table whose owner is somebody else.
 create or replace function synapsedb.mend(p_relations oid[], p_tag text, p_text text) returns void
   language plpgsql security definer set search_path = pg_catalog
@@ -12,7 +29,7 @@ begin
   perform synapsedb.assert_trusted();
   for v_relation in
     select c.oid, c.oid::regclass as name, c.relkind, c.relpersistence, c.relreplident,
-           pg_get_replica_identity_index(c.oid) as key
+           synapsedb.stream_key(c.oid) as key
       from pg_class c
      where c.oid = any (p_relations) and c.relkind in ('r', 'S') and c.relpersistence <> 't'
        and c.relnamespace <> 'synapsedb'::regnamespace
@@ -29,7 +46,8 @@ begin
     elsif v_relation.relkind = 'r' and v_relation.relreplident = 'f' and p_tag = 'ALTER TABLE'
           and p_text ~* E'\\mprimary\\s+key\\M' and p_text !~* E'\\mreplica\\s+identity\\M'
           and exists (select from pg_index i where i.indrelid = v_relation.oid and i.indisprimary
-                         and i.indimmediate and i.indisvalid) then
+                         and i.indimmediate and i.indisvalid
+                         and not synapsedb.has_generated(i.indexrelid)) then
       execute format('alter table %s replica identity default', v_relation.name);
     end if;
   end loop;
@@ -73,7 +91,7 @@ begin
     select format('alter table %s replica identity full', c.oid::regclass)
       from pg_class c join pg_namespace n on n.oid = c.relnamespace
      where c.relkind = 'r' and c.relpersistence <> 't' and c.relreplident <> 'f' and c.oid >= 16384
-       and n.nspname <> 'synapsedb' and pg_get_replica_identity_index(c.oid) is null
+       and n.nspname <> 'synapsedb' and synapsedb.stream_key(c.oid) is null
     union all
     select format('alter table only %s enable trigger %I', t.tgrelid::regclass, t.tgname)
       from pg_trigger t where t.tgenabled in ('A', 'R') and not t.tgisinternal

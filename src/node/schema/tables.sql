@@ -106,6 +106,9 @@ create table if not exists synapsedb.pending_indexes (
   settings jsonb not null
 );
 
+-- Names of nodes found wrong: what they lack may be gone from the slots, so a proxy that starts must know.
+alter table synapsedb.cluster_state add column if not exists fenced text[] not null default '{}';
+
 -- What the metadata views show; refreshed by the proxy just before a statement that names one.
 create unlogged table if not exists synapsedb.cluster_nodes_data (
   node_id int primary key,

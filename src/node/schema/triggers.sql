@@ -8,7 +8,9 @@ select synapsedb.adopt();
 do $$
 begin
   if not exists (select from pg_publication where pubname = 'synapsedb') then
-    create publication synapsedb for all tables;
+    -- From 18 on a row without a key may not be changed where its generated columns are left out.
+    execute 'create publication synapsedb for all tables'
+      || case when current_setting('server_version_num')::int >= 180000 then ' with (publish_generated_columns = stored)' else '' end;
   end if;
 end
 $$;
