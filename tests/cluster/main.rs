@@ -3,13 +3,22 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod acknowledged;
+mod applying;
 mod bad_nodes;
 mod check;
 mod commands;
 mod comparison;
+mod confirming;
 mod demo;
+mod held_applier;
 mod metadata;
 mod operators;
+mod random;
+mod random_ddl;
 mod release;
 mod servers;
 mod smoke;
+mod tools;
+mod types;
+mod workload;
