@@ -189,6 +189,7 @@ impl Session {
                 self.error(fault, &frame)
             }
             Verdict::Ready => {
+                self.probe_failed = false;
                 self.ready(frame);
                 self.count_ready();
                 Ok(Fate::Pass)
@@ -225,9 +226,6 @@ impl Session {
         if self.pipeline.is_empty() {
             self.idle = true;
             self.watch_drops = false;
-        }
-        if self.status != Status::Idle {
-            self.probe_failed = false;
         }
     }
 

@@ -226,6 +226,12 @@ impl Pipeline {
         head.and_then(|head| head.after.take())
     }
 
+    /// Whether a command is under way that other nodes must run too once it has succeeded.
+    pub fn awaits_elsewhere(&self) -> bool {
+        let elsewhere = |entry: &Entry| matches!(entry.after, Some(After::Elsewhere { .. }));
+        self.queue.iter().any(elsewhere)
+    }
+
     /// What the next answer belongs to.
     pub fn head(&self) -> Option<&Entry> {
         self.queue.front()

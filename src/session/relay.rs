@@ -9,10 +9,8 @@ use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::AsyncWriteExt;
 
 use crate::cluster::service::{Alone, Service};
 use crate::error::ClientError;
@@ -22,7 +20,7 @@ use crate::node::pool::{Lease, Pool};
 use crate::node::pooled::node_error;
 use crate::session::brief::Briefs;
 use crate::session::cancel::CancelHandle;
-use crate::session::client::{self, Client};
+use crate::session::client::Client;
 use crate::session::counts::{Counts, Tally};
 use crate::session::global_ddl::After;
 use crate::session::metadata::Metadata;
@@ -41,11 +39,6 @@ use crate::wire::message::{backend, frontend};
 pub const OUTPUT_BYTES_MAX: usize = 32 * 1024;
 /// How often a connection that turns out dead on first use is replaced by another.
 const ACQUIRE_TRIES: usize = 3;
-
-/// How long a client has to take what is left for it when its session ends.
-const FAREWELL_LIMIT: Duration = Duration::from_secs(1);
-/// How long a cancel for a client that is gone may take.
-const CANCEL_LIMIT: Duration = Duration::from_secs(5);
 
 /// What the relays of all sessions share.
 #[derive(Default)]
@@ -122,7 +115,7 @@ pub struct Session {
     briefs: (u64, Arc<Briefs>),
     pub(super) read_only: bool,
     pub(super) cancel: CancelHandle,
-    pool: Arc<Pool>,
+    pub(super) pool: Arc<Pool>,
     /// What the client was told in `ParameterStatus`.
     pub(super) told: BTreeMap<String, String>,
     pub(super) state: State,
@@ -235,18 +228,6 @@ pub async fn run(client: Client, shared: Arc<Shared>) {
     let end = session.serve(&mut io).await;
     session.finish(io, end).await;
     drop(seat);
-}
-
-/// Writes what is left for the client, and why it has to leave. Takes a second or two at most.
-async fn farewell(mut io: ClientIo, answered: &[u8], error: Option<ClientError>) {
-    let write = async {
-        io.write_all(answered).await?;
-        io.flush().await
-    };
-    let _ = tokio::time::timeout(FAREWELL_LIMIT, write).await;
-    if let Some(error) = error {
-        client::dismiss(io, &error).await;
-    }
 }
 
 impl Session {
@@ -522,63 +503,6 @@ impl Session {
                 );
                 self.told.insert(name.clone(), value.clone());
             }
-        }
-    }
-
-    /// The last words, and the end of the connection: given back where it is clean, else closed.
-    async fn finish(mut self, io: ClientIo, end: End) {
-        let error = match end {
-            End::Client => None,
-            End::Error(error) => Some(error),
-            End::Lost(why) => {
-                tracing::info!(
-                    why,
-                    node = self.pool.node().0,
-                    "a session lost its connection to a node"
-                );
-                drop(self.lease.take());
-                (!self.told_end).then(|| self.loss())
-            }
-        };
-        let answered = std::mem::take(&mut self.to_client);
-        tokio::join!(self.leave_node(), farewell(io, &answered, error));
-    }
-
-    /// What a lost connection means for the client.
-    fn loss(&self) -> ClientError {
-        let risk = self.pipeline.risk();
-        match (self.status, risk) {
-            (_, Risk::Commit) | (Status::Idle, Risk::Write) => ClientError::CommitUnknown,
-            (Status::Open | Status::Failed, _) => ClientError::TransactionLost,
-            (Status::Idle, Risk::None) => ClientError::NodeUnreachable {
-                node: self.shared.node_name(self.pool.node()),
-            },
-        }
-    }
-
-    async fn leave_node(&mut self) {
-        let Some(lease) = self.lease.take() else {
-            return;
-        };
-        let clean = self.pipeline.is_empty()
-            && !self.in_batch
-            && self.passing == 0
-            && self.to_server.is_empty()
-            && self.status == Status::Idle
-            && !self.state.doubt.probe
-            && !self.state.pinned;
-        if clean && self.cancel.detach() {
-            lease.release();
-        } else if self.pipeline.is_empty() {
-            // Idle, in a transaction or with state of its own: closing ends all of it.
-            lease.discard();
-        } else {
-            let cancel = self
-                .shared
-                .cancels
-                .carry_out(self.cancel.key(), &self.shared.admins);
-            let _ = tokio::time::timeout(CANCEL_LIMIT, cancel).await;
-            lease.discard();
         }
     }
 }

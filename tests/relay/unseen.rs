@@ -183,6 +183,11 @@ async fn databases(cluster: &TestCluster, client: &tokio_postgres::Client) {
         .batch_execute("drop database shop")
         .await
         .expect("dropped");
+    // A client that leaves in the middle leaves no node behind.
+    let mut raw = crate::raw::Raw::login(cluster.port(), &[]).await;
+    raw.query("create database left_behind").go().await;
+    drop(raw);
+    tokio::time::sleep(Duration::from_millis(500)).await;
     let databases = alike(cluster, DATABASES).await;
     assert!(!databases.contains("shop"), "{databases}");
     assert_eq!(value(client, "select 1").await, "1");
