@@ -11,7 +11,7 @@ use super::aside;
 use super::ddl::{self, DdlError, DdlRow};
 use super::facts::{TABLE_FACTS, TableFacts};
 use super::pipeline::{Pipeline, PipelineError, Value};
-use super::session::{HIDE_PARAMETERS, NOTE_BUILD, RUNNER_NAME, SESSION};
+use super::session::{HIDE_PARAMETERS, NOTE_BUILD, RUNNER_NAME, SESSION, quote_literal};
 use super::sql::{self, PlanError, RowSql, Source};
 use crate::ids::{Epoch, Lsn, UnitId, origin_name};
 use crate::node::backend::{Address, Backend, BackendError, Login};
@@ -211,7 +211,9 @@ impl Applier {
         self.query = None;
     }
 
+    /// The place goes last and together with Sync: once it is set, an abort moves it as a commit does.
     async fn end(&mut self, last: &Unit) -> Result<(), ApplyError> {
+        self.pipeline.settle().await?;
         let lsn = last.id.lsn.to_string();
         let time = last.committed_at.to_string();
         let values: [Value<'_>; 2] = [Some(lsn.as_bytes()), Some(time.as_bytes())];
@@ -577,10 +579,6 @@ fn value<'a>(source: &Source, old: &[Datum<'a>], new: &[Datum<'a>]) -> Value<'a>
         Some(Datum::Text(text)) => Some(text),
         _ => None,
     }
-}
-
-fn quote_literal(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
 }
 
 /// Prepared once per connection.

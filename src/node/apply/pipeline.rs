@@ -180,11 +180,9 @@ impl Pipeline {
         Ok(std::mem::take(&mut self.rows))
     }
 
-    /// Commits everything since the last commit and waits until it is durable.
-    ///
-    /// Sync commits whatever the statements answered, so where one must change exactly one row, all
-    /// answers are awaited before it is sent: else a missing row would be committed as applied.
-    pub async fn commit(&mut self) -> Result<(), PipelineError> {
+    /// Awaits all answers where a statement must change exactly one row, before anything that must not
+    /// follow a missing one is sent.
+    pub async fn settle(&mut self) -> Result<(), PipelineError> {
         if self.expected.iter().any(|expected| expected.one_row) {
             self.message(b'H', |_| ());
             self.push().await?;
@@ -192,6 +190,11 @@ impl Pipeline {
                 self.take_answer().await?;
             }
         }
+        Ok(())
+    }
+
+    /// Commits everything since the last commit and waits until it is durable.
+    pub async fn commit(&mut self) -> Result<(), PipelineError> {
         self.message(b'S', |_| ());
         self.push().await?;
         while !self.ready {

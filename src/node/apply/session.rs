@@ -1,5 +1,5 @@
-//! The settings of an applier's connection (REPLICATION rule 12), and texts it sends. No setting of a role or a database may have a
-//! say in how values are read and written.
+//! The settings of an applier's connection (REPLICATION rule 12), and texts that it sends. No setting of a role
+//! or a database may have a say in how values are read and written.
 
 /// Set after connecting, so that no ALTER ROLE or ALTER DATABASE has a say (rule 12).
 pub const SESSION: &str = "
@@ -22,3 +22,8 @@ pub const NOTE_BUILD: &str = "insert into synapsedb.pending_indexes (command, se
 
 /// How the schema calls a role's runner.
 pub const RUNNER_NAME: &str = "select 'synapsedb.' operator(pg_catalog.||) pg_catalog.quote_ident(synapsedb.runner_name($1::pg_catalog.name)::pg_catalog.text)";
+
+/// A literal, with `standard_conforming_strings` on.
+pub fn quote_literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
