@@ -13,6 +13,7 @@ use postgres_protocol::message::frontend;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::apply::session::ENCODING;
 use super::assemble::{AssembleError, Assembled, Assembler};
 use super::backend::{Address, Backend, BackendError, Login, server_error};
 use crate::engine::confirm::Report;
@@ -83,6 +84,7 @@ impl Stream {
         let mut login = settings.login.clone();
         login.parameters.extend(startup_parameters(settings));
         let mut backend = Backend::connect(&settings.address, &login, settings.timeout).await?;
+        backend.query(ENCODING).await?;
         let origin = if settings.version >= 16 {
             ", origin 'none'"
         } else {

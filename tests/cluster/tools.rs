@@ -73,7 +73,7 @@ impl Hold {
         let client = cluster.node_db(node, database).await;
         run(
             &client,
-            &format!("begin; lock table {table} in access exclusive mode"),
+            &format!("set idle_in_transaction_session_timeout = 0; begin read write; lock table {table} in access exclusive mode"),
         )
         .await;
         Self { client }

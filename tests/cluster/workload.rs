@@ -9,16 +9,20 @@ use crate::support::cluster::TestCluster;
 
 /// How many clients at once.
 const CLIENTS: usize = 16;
-/// How many transactions each of them runs.
-const TRANSACTIONS: usize = 40;
+/// How many transactions each of them runs; more where there is time.
+const TRANSACTIONS: usize = 25;
+const TRANSACTIONS_ALL: usize = 40;
+
+fn is_all() -> bool {
+    std::env::var_os("SYNAPSEDB_TEST_ALL").is_some()
+}
 
 fn seeds() -> Vec<u64> {
     let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
     if let Some(seed) = number("SEED") {
         return vec![seed];
     }
-    let all = std::env::var_os("SYNAPSEDB_TEST_ALL").is_some();
-    let count = number("SYNAPSEDB_SEEDS").unwrap_or(if all { 20 } else { 5 });
+    let count = number("SYNAPSEDB_SEEDS").unwrap_or(if is_all() { 20 } else { 5 });
     (1..=count).collect()
 }
 
@@ -36,7 +40,12 @@ async fn run(seed: u64) -> Result<Counts, String> {
         let client = cluster.client().await;
         crowd.spawn(async move {
             let mut worker = Worker::new(seed, number, pgvector);
-            for _ in 0..TRANSACTIONS {
+            let transactions = if is_all() {
+                TRANSACTIONS_ALL
+            } else {
+                TRANSACTIONS
+            };
+            for _ in 0..transactions {
                 worker
                     .transaction(&client)
                     .await

@@ -11,7 +11,7 @@ use super::aside;
 use super::ddl::{self, DdlError, DdlRow};
 use super::facts::{TABLE_FACTS, TableFacts};
 use super::pipeline::{Pipeline, PipelineError, Value};
-use super::session::{HIDE_PARAMETERS, NOTE_BUILD, RUNNER_NAME, SESSION, quote_literal};
+use super::session::{ENCODING, HIDE_PARAMETERS, NOTE_BUILD, RUNNER_NAME, SESSION, quote_literal};
 use super::sql::{self, PlanError, RowSql, Source};
 use crate::ids::{Epoch, Lsn, UnitId, origin_name};
 use crate::node::backend::{Address, Backend, BackendError, Login};
@@ -134,6 +134,7 @@ impl Applier {
         let mut backend =
             Backend::connect(&settings.address, &settings.login, settings.timeout).await?;
         backend.query(SESSION).await?;
+        backend.query(ENCODING).await?;
         let origin = origin_name(settings.term, &settings.login.database);
         let quoted = quote_literal(&origin);
         backend

@@ -12,6 +12,11 @@ set default_transaction_deferrable = off; set transform_null_equals = off; set a
 set statement_timeout = 0; set lock_timeout = 0; set idle_in_transaction_session_timeout = 0; set idle_session_timeout = 0;
 set client_min_messages = 'error'; set plan_cache_mode = 'force_generic_plan'; set jit = off";
 
+/// Values and names are UTF-8 on the way, whatever the database keeps; where it does not say what it keeps, they
+/// are left as they are.
+pub const ENCODING: &str = "select pg_catalog.set_config('client_encoding', \
+     case pg_catalog.getdatabaseencoding() when 'SQL_ASCII' then 'SQL_ASCII' else 'UTF8' end, false)";
+
 /// Kept out of error contexts, which foreign code could read.
 pub const HIDE_PARAMETERS: &str =
     "select pg_catalog.set_config('log_parameter_max_length_on_error', '0', false)";
