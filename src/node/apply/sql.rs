@@ -66,8 +66,12 @@ fn column<'a>(
     })
 }
 
-/// `INSERT` of one row.
-pub fn insert(facts: &TableFacts, table: &Relation) -> Result<RowSql, PlanError> {
+/// The columns that a new row is written with, quoted, and where their values come from: all but the
+/// generated ones.
+fn written<'a>(
+    facts: &'a TableFacts,
+    table: &Relation,
+) -> Result<(Vec<&'a str>, Vec<Source>), PlanError> {
     let mut names = Vec::new();
     let mut parameters = Vec::new();
     for at in 0..table.columns.len() {
@@ -77,6 +81,12 @@ pub fn insert(facts: &TableFacts, table: &Relation) -> Result<RowSql, PlanError>
             parameters.push(Source::New(at));
         }
     }
+    Ok((names, parameters))
+}
+
+/// `INSERT` of one row.
+pub fn insert(facts: &TableFacts, table: &Relation) -> Result<RowSql, PlanError> {
+    let (names, parameters) = written(facts, table)?;
     let text = if names.is_empty() {
         format!("insert into {} default values", facts.name)
     } else {
@@ -92,15 +102,7 @@ pub fn insert(facts: &TableFacts, table: &Relation) -> Result<RowSql, PlanError>
 
 /// `COPY` of many rows, and the columns each line holds.
 pub fn copy(facts: &TableFacts, table: &Relation) -> Result<RowSql, PlanError> {
-    let mut names = Vec::new();
-    let mut parameters = Vec::new();
-    for at in 0..table.columns.len() {
-        let column = column(facts, table, at)?;
-        if !column.generated {
-            names.push(column.quoted.as_str());
-            parameters.push(Source::New(at));
-        }
-    }
+    let (names, parameters) = written(facts, table)?;
     let text = format!("copy {} ({}) from stdin", facts.name, names.join(", "));
     Ok(RowSql { text, parameters })
 }
