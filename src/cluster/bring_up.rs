@@ -421,13 +421,15 @@ impl<'a> BringUp<'a> {
             let mut followers = BTreeMap::new();
             for node in reached.iter().filter(|r| r.node != writer) {
                 let origin = origin_name(state.term, &name);
-                let place = control::origin_place(&node.client, &origin).await;
+                let client = self.control.connect(node.node, &name).await;
+                let client = client.map_err(self.failed(node.node, "connecting"))?;
+                let place = control::applied_place(&client, &origin).await;
                 let place = place.map_err(self.failed(node.node, "reading its place"))?;
                 if place.is_none() && !first {
                     let why = format!("it has no place in the writer's history of database {name}");
                     lost.insert(node.node, why);
                 }
-                let made = control::create_origin(&node.client, &origin).await;
+                let made = control::create_origin(&client, &origin).await;
                 made.map_err(self.failed(node.node, "making a replication origin"))?;
                 followers.insert(node.node, place.unwrap_or_default());
             }

@@ -220,8 +220,10 @@ impl FollowerTask {
     async fn note_start(&self, error: &ApplyError) {
         let node = self.follower.node;
         tracing::debug!(node = node.0, %error, "follower's applier can't start yet");
-        let ApplyError::Backend(error) = error else {
-            return;
+        let error = match error {
+            ApplyError::Backend(error) => error,
+            ApplyError::NoPlace(_) => return self.replicator.fence(node, error.to_string()),
+            _ => return,
         };
         let mended = match error.sqlstate() {
             Some("42704") => {

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -110,6 +111,9 @@ impl BackendError {
     }
 }
 
+/// The settings that a server reports of itself, shared by all who were told the same.
+pub type Parameters = Arc<BTreeMap<String, String>>;
+
 /// An open connection that is authenticated and idle when handed out.
 #[derive(Debug)]
 pub struct Backend {
@@ -118,7 +122,7 @@ pub struct Backend {
     /// Bytes read from the socket and not yet looked at.
     pub input: BytesMut,
     /// What the server said in `ParameterStatus` so far.
-    pub parameters: BTreeMap<String, String>,
+    pub parameters: Parameters,
     /// The server process behind the connection.
     pub process_id: u32,
     /// The secret of a `CancelRequest`.
@@ -144,7 +148,7 @@ impl Backend {
         let mut backend = Self {
             stream,
             input: BytesMut::with_capacity(16 * 1024),
-            parameters: BTreeMap::new(),
+            parameters: Arc::default(),
             process_id: 0,
             cancel_key: Bytes::new(),
         };
@@ -272,7 +276,7 @@ impl Backend {
         let mut parts = frame[5..].split(|b| *b == 0);
         if let (Some(name), Some(value)) = (parts.next(), parts.next()) {
             let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-            self.parameters.insert(text(name), text(value));
+            Arc::make_mut(&mut self.parameters).insert(text(name), text(value));
         }
     }
 

@@ -416,11 +416,14 @@ pub async fn end_stale_appliers(client: &Client, database: &str) -> Result<(), C
     Ok(())
 }
 
-/// The place an origin remembers: none where there is no such origin, 0 where nothing was applied yet.
-pub async fn origin_place(client: &Client, origin: &str) -> Result<Option<Lsn>, ControlError> {
+/// Up to where the client's database has what the origin names: none where there is no such origin, 0 where
+/// nothing was applied yet. An origin without a row is of a schema that kept none.
+pub async fn applied_place(client: &Client, origin: &str) -> Result<Option<Lsn>, ControlError> {
     let row = client
         .query_opt(
-            "select pg_replication_origin_progress(roname, true)::text from pg_replication_origin where roname = $1",
+            "select coalesce((select max(p.lsn) from synapsedb.applied_places p where p.origin = o.roname),
+                             pg_replication_origin_progress(o.roname, true))::text
+               from pg_replication_origin o where o.roname = $1",
             &[&origin],
         )
         .await?;
@@ -431,12 +434,20 @@ pub async fn origin_place(client: &Client, origin: &str) -> Result<Option<Lsn>, 
     ))
 }
 
-/// Makes an origin if it is not there.
+/// Makes an origin if it is not there, with the first row of its place in the client's database.
 pub async fn create_origin(client: &Client, origin: &str) -> Result<(), ControlError> {
     client
         .execute(
             "select pg_replication_origin_create($1) where not exists
                (select from pg_replication_origin where roname = $1)",
+            &[&origin],
+        )
+        .await?;
+    client
+        .execute(
+            "insert into synapsedb.applied_places (origin, lsn)
+             select $1, coalesce(pg_replication_origin_progress($1, true), '0/0')
+              where not exists (select from synapsedb.applied_places where origin = $1)",
             &[&origin],
         )
         .await?;

@@ -51,7 +51,7 @@ impl Pool {
     pub async fn acquire(self: &Arc<Self>) -> Result<Lease, PoolError> {
         match self.connections.timeout_get(&AT_ONCE).await {
             Ok(object) => Ok(self.lease(object)),
-            Err(managed::PoolError::Timeout(TimeoutType::Wait)) => self.queue().await,
+            Err(managed::PoolError::Timeout(TimeoutType::Wait)) => Box::pin(self.queue()).await,
             Err(error) => Err(self.error(error)),
         }
     }

@@ -243,7 +243,8 @@ impl Manager for Opener {
     /// Dropped midway, the socket is closed and the place in the pool is free again.
     async fn create(&self) -> Result<Pooled, PoolError> {
         let generation = self.generation.load(Ordering::Acquire);
-        let backend = self.open().await?;
+        // Boxed like all that is rare on this way: what waits for a free connection is moved about with each query.
+        let backend = Box::pin(self.open()).await?;
         Ok(Pooled {
             backend,
             carried: Carried::default(),

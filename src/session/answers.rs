@@ -4,6 +4,8 @@
 //! No frame is held but those that are read here (errors, notices, `ReadyForQuery`, answers to the proxy
 //! itself). It guards rule 4: an answer that may speak of a commit without a majority is held back.
 
+use std::sync::Arc;
+
 use bytes::{Buf, BytesMut};
 
 use crate::error::ClientError;
@@ -251,7 +253,7 @@ impl Session {
                 {
                     return Fate::Gone;
                 }
-                self.told.insert(name.into_owned(), value.into_owned());
+                Arc::make_mut(&mut self.told).insert(name.into_owned(), value.into_owned());
                 Fate::Pass
             }
             b'N' => {

@@ -2,7 +2,6 @@
 //!
 //! The door makes it, the relay lives on it. It holds no connection to a node.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,6 +11,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::error::{self, ClientError};
+use crate::node::backend::Parameters;
 use crate::node::carried::Settings;
 use crate::node::pool::Pool;
 use crate::session::cancel::CancelHandle;
@@ -38,7 +38,7 @@ pub struct Client {
     /// What it asked for at startup, as the node accepted it; RESET goes back to these.
     pub settings: Settings,
     /// The parameters that it has been told so far.
-    pub told: BTreeMap<String, String>,
+    pub told: Parameters,
     /// Whether it came in by the read-only port.
     pub read_only: bool,
     /// The protocol's minor version: 0, or 2.

@@ -4,7 +4,6 @@
 //! something sent under TLS; a name that does not exist looks like a wrong password; and whoever is
 //! told that it may ask has a node's own word that user, database and settings are good.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -15,6 +14,7 @@ use tokio::net::TcpStream;
 use crate::config::AuthMode;
 use crate::error::ClientError;
 use crate::node::admin::AdminError;
+use crate::node::backend::Parameters;
 use crate::node::keys::RoleKey;
 use crate::node::pool::{Lease, Pool};
 use crate::node::pooled::node_error;
@@ -89,14 +89,12 @@ pub struct Identified {
 /// What of a [`Client`] is known before its socket is handed over.
 pub struct Admitted {
     wish: Wish,
-    told: Told,
+    told: Parameters,
     minor: u16,
     pool: Arc<Pool>,
     cancel: CancelHandle,
     seat: Seat,
 }
-
-type Told = BTreeMap<String, String>;
 
 impl Handshake {
     /// Begins on a connection just accepted.
@@ -174,7 +172,7 @@ impl Handshake {
         let (pool, told) = self.ask_node(&wish, facts).await?;
         let cancel = self.shared.cancels.register(minor);
         let mut out = BytesMut::new();
-        for (name, value) in &told {
+        for (name, value) in told.iter() {
             backend::parameter_status(&mut out, name.as_bytes(), value.as_bytes())?;
         }
         backend::key(&mut out, cancel.key())?;
@@ -339,7 +337,7 @@ impl Handshake {
         &self,
         wish: &Wish,
         facts: Option<RoleFacts>,
-    ) -> Result<(Arc<Pool>, Told), Ended> {
+    ) -> Result<(Arc<Pool>, Parameters), Ended> {
         let shared = Arc::clone(&self.shared);
         let writer = shared.writer();
         let Wish {

@@ -15,7 +15,7 @@ use bytes::{Bytes, BytesMut};
 use crate::cluster::service::{Alone, Service};
 use crate::error::ClientError;
 use crate::ids::fnv1a;
-use crate::node::backend::BackendError;
+use crate::node::backend::{BackendError, Parameters};
 use crate::node::pool::{Lease, Pool};
 use crate::node::pooled::node_error;
 use crate::session::brief::Briefs;
@@ -117,7 +117,7 @@ pub struct Session {
     pub(super) cancel: CancelHandle,
     pub(super) pool: Arc<Pool>,
     /// What the client was told in `ParameterStatus`.
-    pub(super) told: BTreeMap<String, String>,
+    pub(super) told: Parameters,
     pub(super) state: State,
     pub(super) prepared: Prepared,
     pub(super) pipeline: Pipeline,
@@ -489,11 +489,17 @@ impl Session {
 
     /// Tells the client which parameters differ from what it was told last.
     fn tell_parameters(&mut self) {
-        let Some(lease) = &self.lease else { return };
-        if lease.backend.parameters == self.told {
+        let Some(lease) = &mut self.lease else { return };
+        let theirs = &mut lease.backend.parameters;
+        if Arc::ptr_eq(theirs, &self.told) {
             return;
         }
-        for (name, value) in &lease.backend.parameters {
+        if *theirs == self.told {
+            // One map for all who say the same, so that the next look is a short one.
+            *theirs = Arc::clone(&self.told);
+            return;
+        }
+        for (name, value) in theirs.iter() {
             if self.told.get(name) != Some(value) {
                 // They came from a frame, so they fit one.
                 let _ = backend::parameter_status(
@@ -501,7 +507,7 @@ impl Session {
                     name.as_bytes(),
                     value.as_bytes(),
                 );
-                self.told.insert(name.clone(), value.clone());
+                Arc::make_mut(&mut self.told).insert(name.clone(), value.clone());
             }
         }
     }

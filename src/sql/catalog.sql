@@ -167,13 +167,19 @@ drawing_relation(oid) as (
   select attrelid from pg_catalog.pg_attribute where attidentity <> '' and attrelid >= 16384
   union
   select u.relation from drawing_relation d join uses u on u.used = d.oid),
--- Code that runs without being named: implicit casts, input and output of types, comparison.
+-- Code that runs without being named: implicit casts, input and output of types, comparison. What supports
+-- an index of another kind than btree and hash is C and called by that index alone: pgvector's is volatile.
 implicit(hides) as (
   select exists (select from pg_catalog.pg_cast where castfunc in (select oid from wild)
                     and (castcontext <> 'e' or casttarget < 16384))
       or exists (select from pg_catalog.pg_type t, wild w
                   where w.oid in (t.typinput, t.typoutput, t.typreceive, t.typsend, t.typmodin))
-      or exists (select from pg_catalog.pg_amproc where amproc in (select oid from wild))
+      or exists (select from pg_catalog.pg_amproc a
+                   join pg_catalog.pg_opfamily f on f.oid = a.amprocfamily
+                   join pg_catalog.pg_am m on m.oid = f.opfmethod
+                   join pg_catalog.pg_proc p on p.oid = a.amproc
+                  where a.amproc in (select oid from wild)
+                    and (m.amname in ('btree', 'hash') or p.prolang not in (select oid from trusted_language)))
       or exists (select from pg_catalog.pg_operator
                   where oprcode in (select oid from wild)
                     and oprname in ('=', '<>', '<', '<=', '>', '>=', '~', '~~', '~~*', '!~~', '!~~*')))

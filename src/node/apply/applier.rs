@@ -11,7 +11,9 @@ use super::aside;
 use super::ddl::{self, DdlError, DdlRow};
 use super::facts::{TABLE_FACTS, TableFacts};
 use super::pipeline::{Pipeline, PipelineError, Value};
-use super::session::{ENCODING, HIDE_PARAMETERS, NOTE_BUILD, RUNNER_NAME, SESSION, quote_literal};
+use super::session::{
+    ENCODING, HIDE_PARAMETERS, NOTE_BUILD, RUNNER_NAME, SESSION, STATEMENTS, quote_literal,
+};
 use super::sql::{self, PlanError, RowSql, Source};
 use crate::ids::{Epoch, Lsn, UnitId, origin_name};
 use crate::node::backend::{Address, Backend, BackendError, Login};
@@ -26,6 +28,8 @@ const COPY_CHUNK_BYTES: usize = 48 * 1024;
 /// So much of a spilled unit is in memory at once. A run of inserts is one COPY within it, and a COPY
 /// makes the server prepare for a thousand rows: short ones cost it a quarter more for each row.
 const SPILL_CHUNK_BYTES: u64 = 1024 * 1024;
+/// Rows of `applied_places` are deleted when there are so many more.
+const PLACES_KEPT: u32 = 4096;
 
 /// Why a unit could not be applied.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +49,9 @@ pub enum ApplyError {
     /// The follower has no such table.
     #[error("there is no table {0} on this node")]
     NoTable(String),
+    /// The node does not say up to where it has the writer's history.
+    #[error("synapsedb.applied_places has no row for {0} on this node")]
+    NoPlace(String),
     /// A spilled unit could not be read back.
     #[error("reading a spilled transaction failed: {0}")]
     Spill(#[from] std::io::Error),
@@ -120,6 +127,9 @@ pub struct Applier {
     runners: HashMap<String, String>,
     /// Foreign code has run on this connection since its statements were prepared.
     distrust: bool,
+    origin: String,
+    /// Rows added to `applied_places` since the old ones were deleted.
+    places: u32,
     superuser: String,
     secret: String,
     search_path: String,
@@ -143,10 +153,14 @@ impl Applier {
             ))
             .await?;
         let rows = backend
-            .query("select pg_catalog.pg_replication_origin_session_progress(true), pg_catalog.current_setting('search_path')")
+            .query(&format!(
+                "select pg_catalog.max(lsn), pg_catalog.current_setting('search_path') \
+                   from synapsedb.applied_places where origin operator(pg_catalog.=) {quoted}::pg_catalog.text"
+            ))
             .await?;
         let text = |at: usize| rows.first().and_then(|row| row.get(at).cloned().flatten());
-        let place = text(0).and_then(|lsn| lsn.parse().ok()).unwrap_or_default();
+        let place = text(0).and_then(|lsn| lsn.parse().ok());
+        let place = place.ok_or_else(|| ApplyError::NoPlace(origin.clone()))?;
         let mut pipeline = Pipeline::new(backend);
         for (name, text) in STATEMENTS {
             pipeline.prepare(name, text);
@@ -159,6 +173,8 @@ impl Applier {
             query: None,
             runners: HashMap::new(),
             distrust: false,
+            origin,
+            places: PLACES_KEPT,
             superuser: settings.superuser.clone(),
             secret: settings.runner_secret.clone(),
             search_path: text(1).unwrap_or_default(),
@@ -212,12 +228,24 @@ impl Applier {
         self.query = None;
     }
 
-    /// The place goes last and together with Sync: once it is set, an abort moves it as a commit does.
+    /// The place is a row, since the origin, once set up, moves with an abort as with a commit. It goes last and
+    /// together with Sync, which commits whatever the statements before it answered.
     async fn end(&mut self, last: &Unit) -> Result<(), ApplyError> {
         self.pipeline.settle().await?;
         let lsn = last.id.lsn.to_string();
         let time = last.committed_at.to_string();
-        let values: [Value<'_>; 2] = [Some(lsn.as_bytes()), Some(time.as_bytes())];
+        let origin = self.origin.clone();
+        self.places += 1;
+        if self.places >= PLACES_KEPT {
+            self.places = 0;
+            let values = [Some(origin.as_bytes()), Some(lsn.as_bytes())];
+            self.own("forget", values.into_iter());
+        }
+        let values = [
+            Some(origin.as_bytes()),
+            Some(lsn.as_bytes()),
+            Some(time.as_bytes()),
+        ];
         self.own("place", values.into_iter());
         self.pipeline.commit().await?;
         if self.distrust {
@@ -581,18 +609,3 @@ fn value<'a>(source: &Source, old: &[Datum<'a>], new: &[Datum<'a>]) -> Value<'a>
         _ => None,
     }
 }
-
-/// Prepared once per connection.
-const STATEMENTS: [(&str, &str); 3] = [
-    (
-        "mark",
-        "select pg_catalog.pg_logical_emit_message(true, 'synapsedb', $1::pg_catalog.text)",
-    ),
-    (
-        "place",
-        "select pg_catalog.pg_replication_origin_xact_setup($1::pg_catalog.pg_lsn, \
-         '2000-01-01 00:00:00+00'::pg_catalog.timestamptz operator(pg_catalog.+) \
-         ($2::pg_catalog.int8 operator(pg_catalog.*) '1 microsecond'::pg_catalog.interval))",
-    ),
-    ("facts", TABLE_FACTS),
-];

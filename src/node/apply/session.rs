@@ -1,6 +1,8 @@
 //! The settings of an applier's connection (REPLICATION rule 12), and texts that it sends. No setting of a role
 //! or a database may have a say in how values are read and written.
 
+use super::facts::TABLE_FACTS;
+
 /// Set after connecting, so that no ALTER ROLE or ALTER DATABASE has a say (rule 12).
 pub const SESSION: &str = "
 set session_replication_role = 'replica';
@@ -32,3 +34,24 @@ pub const RUNNER_NAME: &str = "select 'synapsedb.' operator(pg_catalog.||) pg_ca
 pub fn quote_literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
+
+/// Prepared once per connection.
+pub const STATEMENTS: [(&str, &str); 4] = [
+    (
+        "mark",
+        "select pg_catalog.pg_logical_emit_message(true, 'synapsedb', $1::pg_catalog.text)",
+    ),
+    (
+        "place",
+        "insert into synapsedb.applied_places (origin, lsn) select $1::pg_catalog.text, $2::pg_catalog.pg_lsn \
+         from pg_catalog.pg_replication_origin_xact_setup($2::pg_catalog.pg_lsn, \
+         '2000-01-01 00:00:00+00'::pg_catalog.timestamptz operator(pg_catalog.+) \
+         ($3::pg_catalog.int8 operator(pg_catalog.*) '1 microsecond'::pg_catalog.interval))",
+    ),
+    (
+        "forget",
+        "delete from synapsedb.applied_places where origin operator(pg_catalog.=) $1::pg_catalog.text \
+         and lsn operator(pg_catalog.<) $2::pg_catalog.pg_lsn",
+    ),
+    ("facts", TABLE_FACTS),
+];

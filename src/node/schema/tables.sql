@@ -106,6 +106,21 @@ create table if not exists synapsedb.pending_indexes (
   settings jsonb not null
 );
 
+-- Up to where this node has the writer's history, one new row with each transaction of the applier; the greatest
+-- counts. The origin alone does not know: an abort moves it like a commit does. Rows are added, not updated, since
+-- one row's versions would have to be walked through while an old snapshot keeps them. A node's own.
+create table if not exists synapsedb.applied_places (
+  origin text not null,
+  lsn pg_lsn not null
+);
+do $$
+begin
+  if (select relreplident <> 'f' from pg_class where oid = 'synapsedb.applied_places'::regclass) then
+    alter table synapsedb.applied_places replica identity full;
+  end if;
+end
+$$;
+
 -- Names of nodes found wrong: what they lack may be gone from the slots, so a proxy that starts must know.
 alter table synapsedb.cluster_state add column if not exists fenced text[] not null default '{}';
 
