@@ -160,11 +160,11 @@ impl Session {
         }
     }
 
-    /// On the read-only port nothing runs between a text that may have changed settings and the moment
-    /// they are put back.
+    /// Nothing runs between a text that may have changed settings and the moment those are put back to which
+    /// RESET leads: what the startup packet asked for, and the read-only port's own.
     fn must_wait(&self) -> bool {
         self.barrier && !self.pipeline.is_empty()
-            || self.read_only
+            || self.state.puts_back()
                 && !self.in_batch
                 && self.status == Status::Idle
                 && self.state.unsure()
