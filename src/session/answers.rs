@@ -34,6 +34,8 @@ const ALL: TagSet = TagSet::all_but(b"");
 
 /// The routine in which the server says that a wait for its standby was broken off (rule 4).
 const BROKEN_WAIT: &[u8] = b"SyncRepWaitForLSN";
+/// The one in which it says that a prepared statement's result has another shape now.
+const OUTDATED: &[u8] = b"RevalidateCachedQuery";
 
 /// What becomes of the frame in hand.
 enum Fate {
@@ -311,6 +313,10 @@ impl Session {
                 return Err(End::Error(ClientError::CommitUnknown));
             }
             self.told_end = true;
+        }
+        let routine = || report::get(frame, field::ROUTINE);
+        if let Some(statement) = fault.statement.filter(|_| routine() == Some(OUTDATED)) {
+            statement.outdate();
         }
         if fault.resync {
             frontend::sync(&mut self.to_server);

@@ -73,7 +73,7 @@ pub struct Entry {
     pub risk: Risk,
     /// What to take back where the node never ran it.
     pub undo: Option<Box<Undo>>,
-    /// Of a Parse: what the node has proved to understand once it answers.
+    /// Of a Parse, Bind or Describe: what the node has proved to understand once it answers.
     pub statement: Option<Arc<Statement>>,
     /// What the client gets: for a local answer the answer, else what stands in for the node's error.
     pub words: Option<Bytes>,
@@ -141,6 +141,8 @@ pub struct Fault {
     pub splices: Option<Box<[(u32, u32)]>>,
     /// What was to be done after the message that failed.
     pub after: Option<After>,
+    /// The named statement of the message that failed.
+    pub statement: Option<Arc<Statement>>,
     /// A Query was skipped with it, whose Sync has to be sent now.
     pub resync: bool,
     /// To be taken back, in this order; the first with `failed` set where the message itself failed.
@@ -348,6 +350,7 @@ impl Pipeline {
                 words: head.words.take(),
                 splices: head.splices.take(),
                 after: head.after.take(),
+                statement: None,
                 resync: false,
                 undo: undo.into_iter().collect(),
             };
@@ -368,6 +371,7 @@ impl Pipeline {
             }
             fault.undo.extend(failed.undo);
             fault.after = failed.after;
+            fault.statement = failed.statement;
         }
         for entry in dropped {
             fault.resync |= matches!(entry.expect, Expect::Query | Expect::Function);

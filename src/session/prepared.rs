@@ -32,17 +32,19 @@ pub struct Statement {
     pub brief: Arc<Brief>,
     /// A node has understood it.
     proven: AtomicBool,
+    /// Its result has another shape now.
+    outdated: AtomicBool,
 }
 
 impl Statement {
     /// A statement with this number.
     pub fn new(id: u64, tail: Bytes, brief: Arc<Brief>) -> Self {
-        let proven = AtomicBool::new(false);
         Self {
             id,
             tail,
             brief,
-            proven,
+            proven: AtomicBool::new(false),
+            outdated: AtomicBool::new(false),
         }
     }
 
@@ -55,6 +57,18 @@ impl Statement {
     /// shows at Bind or Describe.
     pub fn is_proven(&self) -> bool {
         self.proven.load(Ordering::Relaxed)
+    }
+
+    /// A node refuses it for good, since its result has another shape than when it was prepared. It stays
+    /// so for those who have it by a name; who prepares its text from now on gets another.
+    pub fn outdate(&self) {
+        self.outdated.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it may be given to one who prepares its text now, with this brief: what a name stood for
+    /// when it was prepared may have changed since.
+    fn is_current(&self, brief: &Brief) -> bool {
+        self.brief.names == brief.names && !self.outdated.load(Ordering::Relaxed)
     }
 
     /// Its name on the nodes.
@@ -101,21 +115,17 @@ impl Default for Shelf {
 
 impl Shelf {
     /// The statement of this tail under settings with this digest; `None` for the digest keeps it private.
-    pub fn get(
-        &self,
-        digest: Option<u64>,
-        tail: &[u8],
-        brief: impl FnOnce() -> Arc<Brief>,
-    ) -> Arc<Statement> {
+    pub fn get(&self, digest: Option<u64>, tail: &[u8], brief: &Arc<Brief>) -> Arc<Statement> {
         let tail = Bytes::copy_from_slice(tail);
         let Some(digest) = digest else {
-            return Arc::new(self.make(tail, brief()));
+            return Arc::new(self.make(tail, Arc::clone(brief)));
         };
         let key = (digest, tail);
-        if let Some(known) = self.cache.get(&key) {
+        let known = self.cache.get(&key);
+        if let Some(known) = known.filter(|known| known.is_current(brief)) {
             return known;
         }
-        let made = Arc::new(self.make(key.1.clone(), brief()));
+        let made = Arc::new(self.make(key.1.clone(), Arc::clone(brief)));
         self.cache.insert(key, Arc::clone(&made));
         made
     }
@@ -250,13 +260,28 @@ mod tests {
     }
 
     #[test]
+    fn what_has_another_shape_now_is_not_given_out_again() {
+        let shelf = Shelf::default();
+        let one = shelf.get(Some(1), b"table t\0\0\0", &brief());
+        one.outdate();
+        let two = shelf.get(Some(1), b"table t\0\0\0", &brief());
+        assert_ne!(one.id, two.id);
+        assert_eq!(two.id, shelf.get(Some(1), b"table t\0\0\0", &brief()).id);
+        let later = Arc::new(Brief {
+            names: brief().names + 1,
+            ..Brief::default()
+        });
+        assert_ne!(two.id, shelf.get(Some(1), b"table t\0\0\0", &later).id);
+    }
+
+    #[test]
     fn same_text_same_types_same_settings_share() {
         let shelf = Shelf::default();
-        let one = shelf.get(Some(1), b"select 1\0\0\0", brief);
-        assert_eq!(one.id, shelf.get(Some(1), b"select 1\0\0\0", brief).id);
-        assert_ne!(one.id, shelf.get(Some(2), b"select 1\0\0\0", brief).id);
-        assert_ne!(one.id, shelf.get(None, b"select 1\0\0\0", brief).id);
-        let typed = shelf.get(Some(1), b"select 1\0\0\x01\0\0\0\x17", brief);
+        let one = shelf.get(Some(1), b"select 1\0\0\0", &brief());
+        assert_eq!(one.id, shelf.get(Some(1), b"select 1\0\0\0", &brief()).id);
+        assert_ne!(one.id, shelf.get(Some(2), b"select 1\0\0\0", &brief()).id);
+        assert_ne!(one.id, shelf.get(None, b"select 1\0\0\0", &brief()).id);
+        let typed = shelf.get(Some(1), b"select 1\0\0\x01\0\0\0\x17", &brief());
         assert_ne!(one.id, typed.id);
         let mut out = BytesMut::new();
         one.put_parse("s", &mut out);
@@ -268,7 +293,10 @@ mod tests {
         let shelf = Shelf::default();
         let mut carried = Carried::default();
         let mut mine = Prepared::default();
-        let (a, b) = (shelf.get(None, b"a", brief), shelf.get(None, b"b", brief));
+        let (a, b) = (
+            shelf.get(None, b"a", &brief()),
+            shelf.get(None, b"b", &brief()),
+        );
         mine.name(b"s", Some(Arc::clone(&a)));
         let close = mine.name(b"s", None);
         let again = mine.name(b"s", Some(b));

@@ -160,11 +160,11 @@ impl Session {
         }
     }
 
-    /// On the read-only port nothing runs between a text that may have changed settings and the moment
-    /// they are put back.
+    /// Nothing runs between a text that may have changed settings and the moment those are put back to which
+    /// RESET leads: what the startup packet asked for, and the read-only port's own.
     fn must_wait(&self) -> bool {
         self.barrier && !self.pipeline.is_empty()
-            || self.read_only
+            || self.state.puts_back()
                 && !self.in_batch
                 && self.status == Status::Idle
                 && self.state.unsure()
@@ -342,8 +342,7 @@ impl Session {
         let statement = (error.is_none() && !name.is_empty()).then(|| {
             let digest = self.state.digest().filter(|_| !changed);
             let digest = digest.map(|digest| digest ^ self.scope);
-            let brief = || Arc::clone(&brief);
-            self.shared.relay.shelf.get(digest, &tail, brief)
+            self.shared.relay.shelf.get(digest, &tail, &brief)
         });
         if self.lease.is_none()
             && let Some(known) = statement.as_ref().filter(|s| s.is_proven())
@@ -445,14 +444,16 @@ impl Session {
         self.refresh_for(&brief).await;
         self.note(&brief);
         self.count_text(&brief);
-        if let Some(statement) = named {
-            self.ensure(&statement);
+        if let Some(statement) = &named {
+            self.ensure(statement);
             self.pass_renamed(header, &statement.server_name())?;
         } else {
             self.ensure_unnamed();
             self.pass(header, true);
         }
-        self.pipeline.push(Entry::client(Expect::Bind));
+        let mut entry = Entry::client(Expect::Bind);
+        entry.statement = named;
+        self.pipeline.push(entry);
         if portal.is_some() || !self.portals.is_empty() {
             self.note_portal(portal, statement);
         }
@@ -471,8 +472,8 @@ impl Session {
         let named = name
             .clone()
             .and_then(|name| self.prepared.get(&self.input[name]).map(Arc::clone));
-        if let Some(statement) = named {
-            self.ensure(&statement);
+        if let Some(statement) = &named {
+            self.ensure(statement);
             self.pass_renamed(header, &statement.server_name())?;
         } else {
             if name.is_some_and(|name| name.is_empty()) {
@@ -480,7 +481,9 @@ impl Session {
             }
             self.pass(header, true);
         }
-        self.pipeline.push(Entry::client(Expect::Describe));
+        let mut entry = Entry::client(Expect::Describe);
+        entry.statement = named;
+        self.pipeline.push(entry);
         Ok(Step::Next)
     }
 

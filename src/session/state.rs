@@ -167,6 +167,11 @@ impl State {
         self.doubt.settings || self.looking.is_some_and(|doubt| doubt.settings)
     }
 
+    /// Whether RESET on a node leads elsewhere than in the session.
+    pub fn puts_back(&self) -> bool {
+        !self.startup.is_empty()
+    }
+
     /// Whether the server may keep quiet about a broken wait.
     pub fn muted(&self) -> bool {
         self.doubt.muted || self.looking.is_some_and(|doubt| doubt.muted)

@@ -22,6 +22,28 @@ async fn extended_protocol() {
     many_parameters(&mut house.raw().await).await;
     many_statements(&house).await;
     deallocation(&house).await;
+    after_ddl(&house).await;
+}
+
+/// A statement whose result has another shape now is refused to those who prepared it before, as on one
+/// server; who prepares the same text anew gets a new one, whether he knew the old one or not.
+async fn after_ddl(house: &House) {
+    let (mut a, mut b) = (house.raw().await, house.raw().await);
+    let text = "select * from shape";
+    assert_eq!(a.query("create table shape (a int)").ask().await, "CZ");
+    assert_eq!(a.query("insert into shape values (1)").ask().await, "CZ");
+    let made = a.parse("old", text).bind("", "old", &[]).execute("", 0);
+    assert_eq!(made.sync().ask().await, "12D(1)CZ");
+    let altered = b.query("alter table shape alter a type text using a || '!'");
+    assert_eq!(altered.ask().await, "CZ");
+    for _ in 0..2 {
+        let refused = a.bind("", "old", &[]).execute("", 0).sync();
+        assert_eq!(refused.ask().await, "E(0A000)Z");
+    }
+    for raw in [&mut a, &mut b] {
+        let anew = raw.parse("new", text).bind("", "new", &[]).execute("", 0);
+        assert_eq!(anew.sync().ask().await, "12D(1!)CZ");
+    }
 }
 
 /// Parse, Bind, Describe, Flush, then Execute again and again: the portal survives without a Sync.

@@ -139,6 +139,14 @@ async fn startup(house: &House) {
     assert_eq!(raw.query("reset work_mem").ask().await, "CZ");
     assert_eq!(value(&b, "show work_mem").await, "4MB");
     assert_eq!(raw.query("show work_mem").ask().await, "TD(3MB)CZ");
+    // Nor does a query that comes right behind RESET meet the node's own value.
+    for reset in ["reset work_mem", "reset all", "discard all"] {
+        raw.query("set work_mem = '8MB'").query(reset);
+        raw.query("show work_mem").go().await;
+        for answer in ["CZ", "CZ", "TD(3MB)CZ"] {
+            assert_eq!(raw.hear_until(b"Z").await, answer, "{reset}");
+        }
+    }
 }
 
 /// The client is told of parameters as one server would.
