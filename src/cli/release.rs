@@ -105,7 +105,7 @@ async fn release(config: &Config, node: &Node, force: bool) -> Result<String, St
 }
 
 /// A proxy's connections on a node: streams, appliers, probes.
-const OF_PROXY: &str = "(application_name in ('synapsedb', 'synapsedb applier', 'synapsedb control', 'synapsedb admin')
+const OF_PROXY: &str = "(application_name in ('synapsedb', 'synapsedb slot', 'synapsedb applier', 'synapsedb control', 'synapsedb admin')
     or usename = 'synapsedb_applier') and pid <> pg_backend_pid()";
 
 /// Ends them, and whoever reads a slot.

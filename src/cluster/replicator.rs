@@ -21,7 +21,7 @@ use crate::engine::fence::{Other, Verdict, judge};
 use crate::ids::{Lsn, NodeId};
 use crate::node::apply::aside::Aside;
 use crate::node::queue::Queue;
-use crate::node::stream::{Sink, Stream, StreamSettings};
+use crate::node::stream::{Sink, Stream, StreamSettings, Voice};
 use crate::node::unit::Unit;
 
 /// A follower's failure that a new connection did not mend.
@@ -66,6 +66,8 @@ struct State {
 pub struct Replicator {
     state: Mutex<State>,
     reports: watch::Sender<Report>,
+    /// The stream whose reports release commits: the oldest one.
+    releasing: watch::Sender<Option<StreamId>>,
     catalogs: Arc<Catalogs>,
     units: Counter,
     unit_bytes: Counter,
@@ -131,6 +133,7 @@ impl Replicator {
                 held: None,
             }),
             reports: watch::Sender::new(Report::default()),
+            releasing: watch::Sender::new(None),
             catalogs,
             units: metrics::counter!("synapsedb_units_total"),
             unit_bytes: metrics::counter!("synapsedb_unit_bytes_total"),
@@ -187,6 +190,7 @@ impl Replicator {
             cancel: cancel.clone(),
         };
         state.streams.insert(id, entry);
+        self.choose_releasing(&state);
         drop(state);
         self.tasks
             .spawn(Arc::clone(self).run_stream(id, settings, cancel));
@@ -206,7 +210,17 @@ impl Replicator {
             entry.cancel.cancel();
         }
         state.confirmer.remove_stream(id);
+        self.choose_releasing(&state);
         self.announce(&mut state);
+    }
+
+    fn choose_releasing(&self, state: &State) {
+        let oldest = state.streams.keys().next().copied();
+        self.releasing.send_if_modified(|known| {
+            let changed = *known != oldest;
+            *known = oldest;
+            changed
+        });
     }
 
     async fn run_stream(
@@ -216,10 +230,15 @@ impl Replicator {
         cancel: CancellationToken,
     ) {
         let mut reports = self.reports.subscribe();
+        let mut releasing = self.releasing.subscribe();
         let slot = settings.slot.clone();
         loop {
+            let voice = match *releasing.borrow_and_update() {
+                Some(first) if first == id => Voice::Releases,
+                _ => Voice::MovesSlot,
+            };
             let run = async {
-                let mut stream = Stream::open(&settings).await?;
+                let mut stream = Stream::open(&settings, voice).await?;
                 tracing::info!(%slot, "reading the writer's log");
                 self.restart_stream(id);
                 let mut sink = StreamSink {
@@ -230,6 +249,8 @@ impl Replicator {
             };
             tokio::select! {
                 () = cancel.cancelled() => return,
+                // The sender lives as long as `self`.
+                _ = releasing.wait_for(|first| *first == Some(id)), if voice == Voice::MovesSlot => continue,
                 ended = run => {
                     if let Err(error) = ended {
                         metrics::counter!("synapsedb_stream_breaks_total").increment(1);

@@ -342,6 +342,11 @@ impl Backend {
         Ok(())
     }
 
+    /// Bounds what the server may have sent that was not read yet.
+    pub fn limit_receiving(&self, bytes: usize) -> io::Result<()> {
+        socket2::SockRef::from(&self.stream).set_recv_buffer_size(bytes)
+    }
+
     /// Runs a simple query of the proxy's own and gives its rows as text. The first error is returned
     /// after the server is ready again, so the connection stays usable.
     pub async fn query(&mut self, sql: &str) -> Result<Vec<Vec<Option<String>>>, BackendError> {

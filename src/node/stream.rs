@@ -1,8 +1,9 @@
 //! One logical slot's replication connection: what the writer commits, in order, and what is told back.
 //!
 //! The connection announces itself as the writer's synchronous standby, so what it reports releases
-//! the writer's commits (manual, "Streaming Replication Protocol"). It promises to report exactly what
-//! it is given, again every interval even when nothing changed (REPLICATION rule 3), and to hand over
+//! the writer's commits (manual, "Streaming Replication Protocol"); of several databases' streams one does,
+//! since waiting goes by LSN alone, and the others keep their slots moving. It promises to report exactly
+//! what it is given, again every interval even when nothing changed (REPLICATION rule 3), and to hand over
 //! units in commit order. It doesn't decide what may be reported.
 
 use std::path::PathBuf;
@@ -11,15 +12,32 @@ use std::time::{Duration, SystemTime};
 use bytes::{Bytes, BytesMut};
 use postgres_protocol::message::frontend;
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::apply::session::ENCODING;
 use super::assemble::{AssembleError, Assembled, Assembler};
 use super::backend::{Address, Backend, BackendError, Login, server_error};
 use crate::engine::confirm::Report;
-use crate::ids::{Epoch, Lsn};
+use crate::ids::{Epoch, Lsn, SYNAPSEDB};
 use crate::wire::error::WireError;
 use crate::wire::pgoutput::outer::{CLOCK_BASE_MICROS, Outer, StandbyStatus};
+
+/// A report that releases nobody waits so long for one that does: each wakes a process on the writer.
+const FLUSH_DELAY: Duration = Duration::from_millis(5);
+/// The writer sends each row by itself. Where its socket is full they gather and go out many at a time,
+/// which costs both sides half of the system calls' time; so much is under way at most.
+const RECEIVE_BYTES: usize = 128 * 1024;
+/// What a stream that releases nobody calls itself.
+const SLOT_READER: &str = "synapsedb slot";
+
+/// What a stream's reports do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Voice {
+    /// They release commits and go out at once: the stream is the writer's synchronous standby.
+    Releases,
+    /// They move the slot and go out with the interval.
+    MovesSlot,
+}
 
 /// Why a stream ended.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +90,7 @@ pub struct Stream {
     backend: Backend,
     assembler: Assembler,
     report_interval: Duration,
+    voice: Voice,
     /// What was reported last.
     reported: Option<Report>,
     out: BytesMut,
@@ -80,10 +99,13 @@ pub struct Stream {
 impl Stream {
     /// Connects and starts reading from the place the slot remembers. 55006 while another process,
     /// perhaps a killed proxy's, still holds the slot.
-    pub async fn open(settings: &StreamSettings) -> Result<Self, StreamError> {
+    pub async fn open(settings: &StreamSettings, voice: Voice) -> Result<Self, StreamError> {
         let mut login = settings.login.clone();
-        login.parameters.extend(startup_parameters(settings));
+        login.parameters.extend(startup_parameters(settings, voice));
         let mut backend = Backend::connect(&settings.address, &login, settings.timeout).await?;
+        backend
+            .limit_receiving(RECEIVE_BYTES)
+            .map_err(BackendError::from)?;
         backend.query(ENCODING).await?;
         let origin = if settings.version >= 16 {
             ", origin 'none'"
@@ -110,6 +132,7 @@ impl Stream {
             backend,
             assembler: Assembler::new(settings.term, settings.spill_directory.clone()),
             report_interval: settings.report_interval,
+            voice,
             reported: None,
             out,
         })
@@ -123,20 +146,32 @@ impl Stream {
     ) -> Result<(), StreamError> {
         let mut again = interval(self.report_interval);
         again.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut due = None;
         loop {
             tokio::select! {
                 biased;
-                changed = reports.changed() => {
+                changed = reports.changed(), if self.voice == Voice::Releases => {
                     if changed.is_err() {
                         return Ok(());
                     }
                     let report = *reports.borrow_and_update();
-                    self.report(report, false).await?;
+                    if self.reported.is_none_or(|last| last.write != report.write) {
+                        self.report(report).await?;
+                        due = None;
+                    } else if due.is_none() {
+                        due = Some(Instant::now() + FLUSH_DELAY);
+                    }
                 }
                 // Before the frames: a writer that sends without a pause must hear from us too.
                 _ = again.tick() => {
                     let report = *reports.borrow();
-                    self.report(report, true).await?;
+                    self.report(report).await?;
+                    due = None;
+                }
+                () = until(due) => {
+                    let report = *reports.borrow();
+                    self.report(report).await?;
+                    due = None;
                 }
                 frame = self.backend.frame() => {
                     let (tag, frame) = frame?;
@@ -168,7 +203,7 @@ impl Stream {
                     sink.progress(end);
                     if reply {
                         let report = *reports.borrow();
-                        self.report(report, true).await?;
+                        self.report(report).await?;
                     }
                 }
             },
@@ -182,10 +217,7 @@ impl Stream {
         Ok(())
     }
 
-    async fn report(&mut self, report: Report, always: bool) -> Result<(), StreamError> {
-        if !always && self.reported == Some(report) {
-            return Ok(());
-        }
+    async fn report(&mut self, report: Report) -> Result<(), StreamError> {
         self.out.clear();
         let update = StandbyStatus {
             write: report.write,
@@ -203,7 +235,7 @@ impl Stream {
 
 /// Settings that decide how values become text, given where no ALTER ROLE or ALTER DATABASE can
 /// override them (rule 12), and how the writer treats this connection.
-fn startup_parameters(settings: &StreamSettings) -> Vec<(String, String)> {
+fn startup_parameters(settings: &StreamSettings, voice: Voice) -> Vec<(String, String)> {
     let sender_timeout = settings.sender_timeout.as_millis();
     let options = format!(
         "-c wal_sender_timeout={sender_timeout} -c logical_decoding_work_mem=8MB -c synchronous_commit=local \
@@ -212,9 +244,13 @@ fn startup_parameters(settings: &StreamSettings) -> Vec<(String, String)> {
          -c intervalstyle=postgres -c extra_float_digits=3 -c bytea_output=hex \
          -c default_transaction_read_only=off -c search_path=pg_catalog"
     );
+    let name = match voice {
+        Voice::Releases => SYNAPSEDB,
+        Voice::MovesSlot => SLOT_READER,
+    };
     let pairs = [
         ("replication", "database"),
-        ("application_name", crate::ids::SYNAPSEDB),
+        ("application_name", name),
         ("datestyle", "ISO"),
         ("timezone", "UTC"),
         ("options", options.as_str()),
@@ -222,6 +258,13 @@ fn startup_parameters(settings: &StreamSettings) -> Vec<(String, String)> {
     pairs
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .into()
+}
+
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// The clock of a status update (manual, "Standby status update").

@@ -40,6 +40,30 @@ async fn rule_7_appliers_ended_at_any_moment_lose_and_double_nothing() {
     assert!(!cluster.proxy_log_text().contains("fenced"));
 }
 
+/// An applier that is ended after it set its place and before it commits leaves its origin ahead of its rows.
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_7_an_origin_that_ran_ahead_of_the_rows_skips_nothing() {
+    let mut cluster = TestCluster::start().await;
+    let client = cluster.client().await;
+    run(&client, "create table t (a int primary key)").await;
+    cluster.assert_nodes_equal().await;
+    cluster.kill_proxy();
+    let node = cluster.node(1).await;
+    while applier_pid(&node).await.is_some() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let ahead = "set synchronous_commit = local; \
+                 select pg_replication_origin_advance(roname, 'FFFF/0') from pg_replication_origin \
+                  where roname ~ '_synapsedb$'";
+    run(&node, ahead).await;
+    cluster.restart_proxy().await;
+    let client = cluster.client().await;
+    for n in 0..20 {
+        run(&client, &format!("insert into t values ({n})")).await;
+    }
+    cluster.assert_nodes_equal().await;
+}
+
 /// What a slot of the follower's own would send: the marks, as (epoch, place) in order.
 async fn marks(node: &tokio_postgres::Client, slot: &str) -> Vec<String> {
     let sql = format!(

@@ -39,6 +39,15 @@ async fn smoke_writes_ddl_copy_and_a_killed_proxy_end_with_equal_nodes() {
             )
             .await
             .expect("pgvector");
+        // What may run unknown code costs a look at the session after each transaction.
+        let index = "create index on vectors using hnsw (v vector_l2_ops)";
+        client.batch_execute(index).await.expect("an index");
+        let sql = format!(
+            "select kind, name from ({}) known where hides and (kind = 'implicit' or name = 'vectors')",
+            synapsedb::sql::catalog::LOAD_QUERY
+        );
+        let suspects = cluster.node(0).await.query(&sql, &[]).await.expect("read");
+        assert!(suspects.is_empty(), "pgvector is taken for harmful");
     }
     let sink = client
         .copy_in("copy keyless from stdin")

@@ -194,7 +194,7 @@ const FACTS: &str = "
            pg_is_in_recovery() as in_recovery,
            (select count(*) from pg_replication_slots where slot_name !~ '^synapsedb_') as foreign_slots,
            (select count(*) from pg_replication_origin where roname !~ '^synapsedb_') as foreign_origins,
-           (select count(*) from pg_stat_replication where application_name <> 'synapsedb') as foreign_senders";
+           (select count(*) from pg_stat_replication where application_name not in ('synapsedb', 'synapsedb slot')) as foreign_senders";
 
 const SETTINGS: &str = "
     select name, setting from pg_settings
