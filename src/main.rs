@@ -4,13 +4,13 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
+use synapsedb::cli::threads::half_of_the_cores;
 use synapsedb::cli::{Cli, logs, run};
 
 fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
     logs::start(cli.log_format, cli.command.log_level());
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
+    let runtime = half_of_the_cores()
         .build()
         .context("starting the runtime")?;
     match runtime.block_on(run(cli)) {

@@ -18,6 +18,7 @@ pub mod demo;
 pub mod logs;
 pub mod release;
 pub mod serve;
+pub mod threads;
 
 /// What it says about itself: clap would print the backticks that a comment needs.
 const ABOUT: &str = "One front door for plain PostgreSQL servers: any SQL, every write on a majority before it is \

@@ -10,6 +10,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::threads::Threads;
 use crate::cluster::asked::Asked;
 use crate::cluster::bring_up::BringUpError;
 use crate::cluster::steward::Steward;
@@ -36,6 +37,9 @@ pub enum ServeError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The thread for replication could not be made.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
     /// The certificate or the connections to nodes.
     #[error(transparent)]
     Setup(#[from] SetupError),
@@ -63,13 +67,13 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), ServeErr
     let closed = CancellationToken::new();
     let _close = closed.clone().drop_guard();
     tokio::spawn(http::door::serve(listener, Arc::clone(&operators), closed));
-    let Some(steward) = stop
-        .run_until_cancelled(Steward::start(Arc::clone(&config)))
-        .await
-    else {
+    let replication = Threads::start("replication").map_err(ServeError::Thread)?;
+    let mut starting = replication.spawn(Steward::start(Arc::clone(&config)));
+    let Some(started) = stop.run_until_cancelled(&mut starting).await else {
+        starting.abort();
         return Ok(());
     };
-    let steward = steward?;
+    let steward = started.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
     let served = serve(&config, &steward, &operators, stop).await;
     steward.stop().await;
     tracing::info!("stopped");

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use metrics::Counter;
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -74,6 +75,8 @@ pub struct Replicator {
     /// Told when a node is fenced, which must be recorded.
     fencing: Notify,
     tasks: TaskTracker,
+    /// On which all of it runs, whoever asks for more.
+    runtime: Handle,
     cancel: CancellationToken,
 }
 
@@ -112,7 +115,8 @@ pub struct Snapshot {
 }
 
 impl Replicator {
-    /// For `nodes` configured nodes with these followers. Nothing runs until a stream is added.
+    /// For `nodes` configured nodes with these followers. Nothing runs until a stream is added, and then on the
+    /// runtime from which this is called.
     pub fn new(
         nodes: usize,
         followers: &[NodeId],
@@ -139,6 +143,7 @@ impl Replicator {
             unit_bytes: metrics::counter!("synapsedb_unit_bytes_total"),
             fencing: Notify::new(),
             tasks,
+            runtime: Handle::current(),
             cancel,
         })
     }
@@ -179,7 +184,7 @@ impl Replicator {
                 replicator: Arc::clone(self),
                 cancel: cancel.clone(),
             };
-            self.tasks.spawn(task.run());
+            self.tasks.spawn_on(task.run(), &self.runtime);
         }
         state.confirmer.add_stream(id, start, &places);
         let entry = StreamEntry {
@@ -192,8 +197,8 @@ impl Replicator {
         state.streams.insert(id, entry);
         self.choose_releasing(&state);
         drop(state);
-        self.tasks
-            .spawn(Arc::clone(self).run_stream(id, settings, cancel));
+        let stream = Arc::clone(self).run_stream(id, settings, cancel);
+        self.tasks.spawn_on(stream, &self.runtime);
     }
 
     /// Stops replicating a database that is about to be dropped.
