@@ -31,6 +31,9 @@ pub enum AssembleError {
     Spill(#[from] io::Error),
 }
 
+/// A transaction of more is a large one; larger still, and the writer streams it.
+const BULK_BYTES: usize = 256 * 1024;
+
 /// What became known by a message.
 #[derive(Debug)]
 pub enum Assembled {
@@ -79,6 +82,12 @@ impl Assembler {
     /// How many transactions are being streamed now.
     pub fn streaming(&self) -> usize {
         self.streamed.len()
+    }
+
+    /// Whether the rows of a large transaction are arriving, so that its end is not near.
+    pub fn in_bulk(&self) -> bool {
+        let large = |open: &Open| open.bytes > BULK_BYTES;
+        self.block.is_some() || self.open.as_ref().is_some_and(large)
     }
 
     /// Takes the payload of one `XLogData` message.
