@@ -28,6 +28,7 @@ use crate::session::pipeline::{Entry, Expect, Own, Pipeline, Risk};
 use crate::session::prepared::{Prepared, Shelf, Statement};
 use crate::session::probe;
 use crate::session::pump::{self, Moved, Side};
+use crate::session::shapes::Bound;
 use crate::session::shared::Shared;
 use crate::session::state::{Hold, State};
 use crate::session::tls::ClientIo;
@@ -159,6 +160,8 @@ pub struct Session {
     pub(super) barrier: bool,
     /// Portals of statements that have to be logged or followed up when they are executed.
     pub(super) portals: BTreeMap<Bytes, Arc<Statement>>,
+    /// The portal bound last.
+    pub(super) bound: Option<Bound>,
     /// The client has had the node's own last words.
     pub(super) told_end: bool,
     /// The client said goodbye; what it asked before is still being done.
@@ -220,6 +223,7 @@ pub async fn run(client: Client, shared: Arc<Shared>) {
         kept: None,
         barrier: false,
         portals: BTreeMap::new(),
+        bound: None,
         told_end: false,
         leaving: false,
         tally: Tally::default(),
