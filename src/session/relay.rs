@@ -239,9 +239,19 @@ impl Session {
     pub(super) fn briefs(&mut self) -> Arc<Briefs> {
         let generation = self.shared.relay.service().catalog_generation();
         if self.briefs.0 != generation {
+            self.suspect();
             self.briefs = (generation, self.shared.relay.briefs(&self.database));
         }
         Arc::clone(&self.briefs.1)
+    }
+
+    /// DDL was decoded since this session's texts were judged last: what runs by now on its connection may have
+    /// met names that stand for something else.
+    fn suspect(&mut self) {
+        if let Some(lease) = &mut self.lease {
+            lease.carried.drawn = true;
+            self.state.suspect();
+        }
     }
 
     async fn serve(&mut self, io: &mut ClientIo) -> End {
@@ -368,6 +378,9 @@ impl Session {
         let busy = !self.pipeline.is_empty() || self.in_batch || self.passing > 0;
         if self.lease.is_none() || busy || self.status != Status::Idle {
             return Ok(());
+        }
+        if self.briefs.0 != self.shared.relay.service().catalog_generation() {
+            self.briefs();
         }
         if self.state.doubt.probe && !self.probe_failed {
             let sql = probe::question(self.state.placeholders.iter());
