@@ -9,6 +9,9 @@
 //! Nothing is concluded from when DDL was seen: a copy whose description is not known is asked for it, once,
 //! before a Bind by a session that was told one. Who always describes the portal that he binds is not in need
 //! of that; who never describes anything never waits.
+//!
+//! Stricter than one server in one thing: a statement that returns nothing, but takes a parameter whose type was
+//! told and has changed, is refused too. One server would go on with the old type; a new copy has the new one.
 
 use std::sync::Arc;
 
