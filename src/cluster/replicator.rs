@@ -293,7 +293,8 @@ impl Replicator {
             return;
         };
         if unit.has_ddl {
-            self.catalogs.mark_stale(&entry.database);
+            // Ahead of any report that lets the writer go on: nobody has seen the commit yet.
+            self.catalogs.mark_stale(&entry.database, Some(unit.xid));
         }
         let push =
             |(node, queue): (&NodeId, &Arc<Queue>)| queue.push(&unit).is_err().then_some(*node);

@@ -123,7 +123,7 @@ impl Steward {
     }
 
     fn replicate(&self, database: &str, places: &DatabasePlaces) {
-        self.catalogs.mark_stale(database);
+        self.catalogs.mark_stale(database, None);
         let login = |user: &str, secret: Secret| Login {
             user: user.to_owned(),
             database: database.to_owned(),

@@ -11,7 +11,7 @@ use bytes::{Buf, BytesMut};
 use crate::error::ClientError;
 use crate::session::counts::Tally;
 use crate::session::global_ddl::After;
-use crate::session::pipeline::{Entry, Expect, Fault, OutOfStep, Own, Risk, Verdict};
+use crate::session::pipeline::{Entry, Expect, Fault, Listener, OutOfStep, Own, Risk, Verdict};
 use crate::session::relay::{End, Session};
 use crate::session::state;
 use crate::wire::frame::{Header, Step, Stop, TagSet};
@@ -154,8 +154,11 @@ impl Session {
     ) -> Result<Fate, End> {
         let own = self.pipeline.head().is_some_and(|head| head.own.is_some());
         let attentive = self.attentive();
+        let listens = Listener::wants(header.tag)
+            && self.pipeline.head().is_some_and(|h| h.listener.is_some());
         let read = matches!(header.tag, b'E' | b'N' | b'S' | b'Z')
             || own
+            || listens
             || header.tag == b'C' && attentive;
         let here = input.len() - *passed;
         let readable = header.len <= READ_FRAME_MAX || own;
@@ -174,6 +177,9 @@ impl Session {
             if self.after.is_some() {
                 return Ok(Fate::Hold);
             }
+        }
+        if listens && let Some(listener) = self.pipeline.head().and_then(|h| h.listener.as_ref()) {
+            listener.hear(frame);
         }
         match self.pipeline.answer(header.tag).map_err(stray)? {
             Verdict::Pass => {

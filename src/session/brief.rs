@@ -122,7 +122,7 @@ impl Brief {
         let risk = risk(&statement.kind, effects);
         self.risk = self.risk.max(risk);
         // Without a snapshot of the names any column's default may draw.
-        let blind = catalog.generation() == 0;
+        let blind = catalog.is_blind();
         self.draws |= effects.draws_sequence || blind && risk > Risk::None;
         self.read_write |= asks_to_write(&statement.kind);
         let all = matches!(

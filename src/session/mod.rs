@@ -19,6 +19,7 @@ pub mod pump;
 pub mod relay;
 pub mod requests;
 pub mod scram;
+pub mod shapes;
 pub mod shared;
 pub mod startup;
 pub mod state;

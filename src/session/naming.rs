@@ -20,12 +20,14 @@ use crate::wire::message::names;
 
 /// An unnamed statement's text up to this length is kept, to be prepared again on another connection.
 const UNNAMED_BYTES_MAX: usize = 1 << 20;
+/// The count of an unnamed statement that is not kept at all; others count from 1.
+pub(super) const LONG: u64 = 0;
 
 impl Session {
     /// SQL's DEALLOCATE of a statement that the client prepared by the protocol: the node knows it by
     /// another name, if it has it at all.
     pub(super) fn deallocation(&mut self, name: &str, entry: &mut Entry) -> Option<String> {
-        let statement = Arc::clone(self.prepared.get(name.as_bytes())?);
+        let statement = Arc::clone(&self.prepared.get(name.as_bytes())?.statement);
         self.ensure(&statement);
         frontend::sync(&mut self.to_server);
         self.pipeline.push(Entry::own(Expect::Sync, Own::Statement));
@@ -42,7 +44,7 @@ impl Session {
     /// batch fails before it.
     pub(super) fn deallocation_in_batch(&mut self, brief: &Brief) -> Option<String> {
         let name = brief.deallocates.as_ref()?;
-        let statement = Arc::clone(self.prepared.get(name.as_bytes())?);
+        let statement = Arc::clone(&self.prepared.get(name.as_bytes())?.statement);
         self.ensure(&statement);
         let mut undo = self.prepared.name(name.as_bytes(), None);
         if let Some(lease) = &mut self.lease {
@@ -153,23 +155,31 @@ impl Session {
         self.pipeline.push(entry);
     }
 
-    /// Sees to it that the connection's unnamed statement is the session's.
+    /// Sees to it that the connection's unnamed statement is the session's, and never another session's.
     pub(super) fn ensure_unnamed(&mut self) {
-        let (Some(lease), Some(unnamed)) = (&mut self.lease, &self.prepared.unnamed) else {
-            return;
-        };
-        let mine = Some((self.id, unnamed.count));
-        if lease.carried.unnamed == mine || unnamed.statement.tail.is_empty() {
+        let Some(lease) = &mut self.lease else { return };
+        let unnamed = self.prepared.unnamed.as_ref();
+        let mine = (self.id, unnamed.map_or(LONG, |unnamed| unnamed.count));
+        if lease.carried.unnamed == Some(mine) {
             return;
         }
-        unnamed.statement.put_parse("", &mut self.to_server);
-        let theirs = std::mem::replace(&mut lease.carried.unnamed, mine);
-        let mut entry = Entry::own(Expect::Parse, Own::Statement);
-        entry.undo = Some(Box::new(Undo {
-            unnamed: Some((Some(unnamed.clone()), theirs)),
-            ..Undo::default()
-        }));
-        self.pipeline.push(entry);
+        let kept = unnamed.filter(|unnamed| !unnamed.meaning.statement.tail.is_empty());
+        if let Some(unnamed) = kept {
+            let statement = &unnamed.meaning.statement;
+            statement.put_parse("", &mut self.to_server);
+            lease.carried.unnamed_shape = Arc::default();
+            let theirs = lease.carried.unnamed.replace(mine);
+            let mut entry = Entry::own(Expect::Parse, Own::Statement);
+            entry.undo = Some(Box::new(Undo {
+                unnamed: Some((Some(unnamed.clone()), theirs)),
+                ..Undo::default()
+            }));
+            self.pipeline.push(entry);
+        } else if lease.carried.unnamed.take().is_some() {
+            let _ = frontend::close(&mut self.to_server, Target::Statement, "");
+            self.pipeline
+                .push(Entry::own(Expect::Close, Own::Statement));
+        }
     }
 
     /// Passes the message at the front on with another name for its statement.

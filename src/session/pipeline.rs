@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
+use crate::node::carried::Noted;
 use crate::session::global_ddl::After;
 use crate::session::prepared::{Statement, Undo};
 
@@ -62,6 +63,31 @@ pub enum Risk {
     Commit,
 }
 
+/// Where a description is written down when it comes.
+#[derive(Debug)]
+pub struct Listener {
+    /// Of the copy on the connection.
+    pub copy: Arc<Noted>,
+    /// Of what the session was told, where the client hears it.
+    pub told: Option<Arc<Noted>>,
+    /// It is a portal's.
+    pub portal: bool,
+}
+
+impl Listener {
+    /// Whether this frame is of the description.
+    pub fn wants(tag: u8) -> bool {
+        matches!(tag, b't' | b'T' | b'n')
+    }
+
+    /// Takes it in.
+    pub fn hear(&self, frame: &[u8]) {
+        for noted in self.told.iter().chain([&self.copy]) {
+            noted.learn(frame, self.portal);
+        }
+    }
+}
+
 /// One awaited answer.
 #[derive(Debug)]
 pub struct Entry {
@@ -75,6 +101,8 @@ pub struct Entry {
     pub undo: Option<Box<Undo>>,
     /// Of a Parse, Bind or Describe: what the node has proved to understand once it answers.
     pub statement: Option<Arc<Statement>>,
+    /// Of a Describe: who takes its answer down.
+    pub listener: Option<Box<Listener>>,
     /// What the client gets: for a local answer the answer, else what stands in for the node's error.
     pub words: Option<Bytes>,
     /// To be done once it has succeeded.
@@ -92,6 +120,7 @@ impl Entry {
             risk: Risk::None,
             undo: None,
             statement: None,
+            listener: None,
             words: None,
             after: None,
             splices: None,

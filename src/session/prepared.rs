@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::node::carried::Carried;
+use crate::node::carried::{Carried, Noted};
 use crate::session::brief::Brief;
 
 /// Statements one connection holds before the least recently used is closed.
@@ -136,13 +136,29 @@ impl Shelf {
     }
 }
 
+/// What a name, or no name, stands for in a session since its Parse.
+#[derive(Debug)]
+pub struct Meaning {
+    /// The statement.
+    pub statement: Arc<Statement>,
+    /// What the session was told of it last.
+    pub told: Arc<Noted>,
+}
+
+impl Meaning {
+    fn new(statement: Arc<Statement>) -> Arc<Self> {
+        let told = Arc::default();
+        Arc::new(Self { statement, told })
+    }
+}
+
 /// The unnamed statement of a session, counted so that a connection's can be told from an older one.
 #[derive(Debug, Clone)]
 pub struct Unnamed {
     /// Which of the session's unnamed statements.
     pub count: u64,
     /// What it is.
-    pub statement: Arc<Statement>,
+    pub meaning: Arc<Meaning>,
 }
 
 /// A session's unnamed statement, and whose the connection's was.
@@ -154,7 +170,7 @@ pub struct Undo {
     /// The message itself failed, rather than being skipped after another's failure.
     pub failed: bool,
     /// The session's name, and what it meant.
-    pub named: Option<(Bytes, Option<Arc<Statement>>)>,
+    pub named: Option<(Bytes, Option<Arc<Meaning>>)>,
     /// The connection's statement, and whether it was there.
     pub on_connection: Option<(u64, bool)>,
     /// The session's unnamed statement before, and whose the connection's was.
@@ -164,7 +180,7 @@ pub struct Undo {
 /// The statements of one session.
 #[derive(Debug, Default)]
 pub struct Prepared {
-    named: HashMap<Bytes, Arc<Statement>>,
+    named: HashMap<Bytes, Arc<Meaning>>,
     /// The unnamed one.
     pub unnamed: Option<Unnamed>,
     count: u64,
@@ -172,7 +188,7 @@ pub struct Prepared {
 
 impl Prepared {
     /// What a name means.
-    pub fn get(&self, name: &[u8]) -> Option<&Arc<Statement>> {
+    pub fn get(&self, name: &[u8]) -> Option<&Arc<Meaning>> {
         self.named.get(name)
     }
 
@@ -187,10 +203,10 @@ impl Prepared {
     }
 
     /// Gives a name a meaning, or takes it away; the undo brings back what it meant.
-    pub fn name(&mut self, name: &[u8], meaning: Option<Arc<Statement>>) -> Undo {
+    pub fn name(&mut self, name: &[u8], statement: Option<Arc<Statement>>) -> Undo {
         let name = Bytes::copy_from_slice(name);
-        let before = match meaning {
-            Some(statement) => self.named.insert(name.clone(), statement),
+        let before = match statement {
+            Some(statement) => self.named.insert(name.clone(), Meaning::new(statement)),
             None => self.named.remove(&name),
         };
         Undo {
@@ -209,10 +225,11 @@ impl Prepared {
         self.count += 1;
         let unnamed = Unnamed {
             count: self.count,
-            statement,
+            meaning: Meaning::new(statement),
         };
         let before = self.unnamed.replace(unnamed);
         let theirs = carried.unnamed.replace((session, self.count));
+        carried.unnamed_shape = Arc::default();
         Undo {
             unnamed: Some((before, theirs)),
             ..Undo::default()
@@ -228,7 +245,7 @@ impl Prepared {
     pub fn undo(&mut self, undo: Undo, carried: Option<&mut Carried>) {
         if let Some((name, before)) = undo.named {
             match before {
-                Some(statement) => self.named.insert(name, statement),
+                Some(meaning) => self.named.insert(name, meaning),
                 None => self.named.remove(&name),
             };
         }
@@ -242,6 +259,7 @@ impl Prepared {
         let Some(carried) = carried else { return };
         if undo.unnamed.is_some() {
             carried.unnamed = connection;
+            carried.unnamed_shape = Arc::default();
         }
         match undo.on_connection {
             Some((id, true)) => carried.statements.insert(id),
@@ -303,7 +321,7 @@ mod tests {
         mine.undo(again, Some(&mut carried));
         assert!(mine.get(b"s").is_none());
         mine.undo(close, Some(&mut carried));
-        assert_eq!(mine.get(b"s").map(|s| s.id), Some(a.id));
+        assert_eq!(mine.get(b"s").map(|s| s.statement.id), Some(a.id));
 
         mine.set_unnamed(Arc::clone(&a), 7, &mut carried);
         let skipped = mine.set_unnamed(Arc::clone(&a), 7, &mut carried);

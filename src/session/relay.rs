@@ -28,6 +28,7 @@ use crate::session::pipeline::{Entry, Expect, Own, Pipeline, Risk};
 use crate::session::prepared::{Prepared, Shelf, Statement};
 use crate::session::probe;
 use crate::session::pump::{self, Moved, Side};
+use crate::session::shapes::Bound;
 use crate::session::shared::Shared;
 use crate::session::state::{Hold, State};
 use crate::session::tls::ClientIo;
@@ -159,6 +160,8 @@ pub struct Session {
     pub(super) barrier: bool,
     /// Portals of statements that have to be logged or followed up when they are executed.
     pub(super) portals: BTreeMap<Bytes, Arc<Statement>>,
+    /// The portal bound last.
+    pub(super) bound: Option<Bound>,
     /// The client has had the node's own last words.
     pub(super) told_end: bool,
     /// The client said goodbye; what it asked before is still being done.
@@ -220,6 +223,7 @@ pub async fn run(client: Client, shared: Arc<Shared>) {
         kept: None,
         barrier: false,
         portals: BTreeMap::new(),
+        bound: None,
         told_end: false,
         leaving: false,
         tally: Tally::default(),
@@ -235,9 +239,19 @@ impl Session {
     pub(super) fn briefs(&mut self) -> Arc<Briefs> {
         let generation = self.shared.relay.service().catalog_generation();
         if self.briefs.0 != generation {
+            self.suspect();
             self.briefs = (generation, self.shared.relay.briefs(&self.database));
         }
         Arc::clone(&self.briefs.1)
+    }
+
+    /// DDL was decoded since this session's texts were judged last: what runs by now on its connection may have
+    /// met names that stand for something else.
+    fn suspect(&mut self) {
+        if let Some(lease) = &mut self.lease {
+            lease.carried.drawn = true;
+            self.state.suspect();
+        }
     }
 
     async fn serve(&mut self, io: &mut ClientIo) -> End {
@@ -364,6 +378,9 @@ impl Session {
         let busy = !self.pipeline.is_empty() || self.in_batch || self.passing > 0;
         if self.lease.is_none() || busy || self.status != Status::Idle {
             return Ok(());
+        }
+        if self.briefs.0 != self.shared.relay.service().catalog_generation() {
+            self.briefs();
         }
         if self.state.doubt.probe && !self.probe_failed {
             let sql = probe::question(self.state.placeholders.iter());

@@ -1,6 +1,6 @@
 //! The client's messages on their way to a node: looked at, renamed, refused or simply passed on.
 //!
-//! Only Query and Parse are seen whole, and of Bind the names; everything else passes as it arrives. What
+//! Only Query and Parse are seen whole, and of Bind the names (`shapes.rs`); everything else passes as it arrives. What
 //! the proxy must do before a message (take a connection, prepare a statement) is done here, ahead of it
 //! in the same packet.
 
@@ -12,8 +12,9 @@ use crate::error::{ClientError, Refusal, Severity};
 use crate::session::brief::{Brief, Briefs};
 use crate::session::client;
 use crate::session::global_ddl;
+use crate::session::naming::LONG;
 use crate::session::pipeline::{Entry, Expect, Risk};
-use crate::session::prepared::{PER_SESSION_MAX, Statement};
+use crate::session::prepared::{PER_SESSION_MAX, Statement, Undo};
 use crate::session::relay::{End, OUTPUT_BYTES_MAX, Session};
 use crate::wire::frame::{self, HEADER_BYTES, Header};
 use crate::wire::message::backend::{self, Status};
@@ -23,7 +24,7 @@ use crate::wire::message::names;
 /// Query and Parse up to this length are looked at; longer ones pass as texts of which nothing is known.
 const TEXT_BYTES_MAX: usize = 32 << 20;
 /// The names at the front of a message must lie in so many bytes.
-const NAMES_BYTES_MAX: usize = 16 * 1024;
+pub(super) const NAMES_BYTES_MAX: usize = 16 * 1024;
 /// So many answers may be outstanding before the client has to wait.
 const AWAITED_MAX: usize = 4096;
 /// What a node refuses whatever state its transaction is in, so that a refusal of ours fails it as one of
@@ -172,7 +173,7 @@ impl Session {
     }
 
     /// Takes a connection for the message at the front, or answers that there is none. False: answered.
-    async fn connected(&mut self, header: Header) -> Result<bool, End> {
+    pub(super) async fn connected(&mut self, header: Header) -> Result<bool, End> {
         if self.lease.is_some() {
             return Ok(true);
         }
@@ -212,7 +213,7 @@ impl Session {
     }
 
     /// Takes note of a text that is about to run.
-    fn note(&mut self, brief: &Brief) {
+    pub(super) fn note(&mut self, brief: &Brief) {
         self.state.note(brief);
         self.watch_drops |= brief.deallocates_all;
         if let Some(lease) = &mut self.lease {
@@ -231,7 +232,7 @@ impl Session {
     }
 
     /// The brief of what is about to be bound, by what names stand for now.
-    fn brief_of(&mut self, statement: Option<&Arc<Statement>>) -> Arc<Brief> {
+    pub(super) fn brief_of(&mut self, statement: Option<&Arc<Statement>>) -> Arc<Brief> {
         // A statement that is not ours may be one that SQL's PREPARE made.
         let Some(statement) = statement else {
             return Arc::new(Brief::unknown());
@@ -405,85 +406,18 @@ impl Session {
             return Ok(Step::Next);
         }
         self.note(&Brief::unknown());
-        self.prepared.unnamed = None;
+        let mine = self.prepared.unnamed.take();
+        let mut entry = Entry::client(Expect::Parse);
         if let Some(lease) = &mut self.lease {
-            lease.carried.unnamed = None;
+            let theirs = lease.carried.unnamed.replace((self.id, LONG));
+            entry.undo = Some(Box::new(Undo {
+                unnamed: Some((mine, theirs)),
+                ..Undo::default()
+            }));
         }
         self.bound_risk = Risk::Commit;
-        self.pipeline.push(Entry::client(Expect::Parse));
+        self.pipeline.push(entry);
         self.pass(header, true);
-        Ok(Step::Next)
-    }
-
-    fn names_missing(&self) -> Result<Step, End> {
-        if self.input.len() < NAMES_BYTES_MAX {
-            return Ok(Step::More);
-        }
-        Err(ClientError::protocol("a name is too long").into())
-    }
-
-    async fn bind(&mut self, header: Header) -> Result<Step, End> {
-        let Some(name) = names::statement_range(&self.input).map_err(violation)? else {
-            return self.names_missing();
-        };
-        let named = self.prepared.get(&self.input[name.clone()]).map(Arc::clone);
-        let unnamed = self.prepared.unnamed.as_ref().filter(|_| name.is_empty());
-        let statement = named
-            .clone()
-            .or_else(|| unnamed.map(|u| Arc::clone(&u.statement)));
-        if !self.connected(header).await? {
-            return Ok(Step::Next);
-        }
-        self.in_batch = true;
-        let portal = statement.as_ref().filter(|s| is_unseen(s)).and_then(|_| {
-            let name = names::portal_range(&self.input).ok().flatten()?;
-            Some(Bytes::copy_from_slice(&self.input[name]))
-        });
-        let brief = self.brief_of(statement.as_ref());
-        self.bound_risk = self.bound_risk.max(brief.risk);
-        self.refresh_for(&brief).await;
-        self.note(&brief);
-        self.count_text(&brief);
-        if let Some(statement) = &named {
-            self.ensure(statement);
-            self.pass_renamed(header, &statement.server_name())?;
-        } else {
-            self.ensure_unnamed();
-            self.pass(header, true);
-        }
-        let mut entry = Entry::client(Expect::Bind);
-        entry.statement = named;
-        self.pipeline.push(entry);
-        if portal.is_some() || !self.portals.is_empty() {
-            self.note_portal(portal, statement);
-        }
-        Ok(Step::Next)
-    }
-
-    async fn describe(&mut self, header: Header) -> Result<Step, End> {
-        if self.input.len() < header.len {
-            return Ok(Step::More);
-        }
-        let name = names::statement_range(&self.input).map_err(violation)?;
-        if !self.connected(header).await? {
-            return Ok(Step::Next);
-        }
-        self.in_batch = true;
-        let named = name
-            .clone()
-            .and_then(|name| self.prepared.get(&self.input[name]).map(Arc::clone));
-        if let Some(statement) = &named {
-            self.ensure(statement);
-            self.pass_renamed(header, &statement.server_name())?;
-        } else {
-            if name.is_some_and(|name| name.is_empty()) {
-                self.ensure_unnamed();
-            }
-            self.pass(header, true);
-        }
-        let mut entry = Entry::client(Expect::Describe);
-        entry.statement = named;
-        self.pipeline.push(entry);
         Ok(Step::Next)
     }
 
@@ -572,7 +506,7 @@ impl Session {
     }
 }
 
-fn is_unseen(statement: &Arc<Statement>) -> bool {
+pub(super) fn is_unseen(statement: &Arc<Statement>) -> bool {
     let facts = statement.brief.special.as_ref();
     facts.is_some_and(|facts| global_ddl::concerns(facts))
 }

@@ -131,6 +131,13 @@ impl State {
         }
     }
 
+    /// Code may have run that nothing was known of.
+    pub fn suspect(&mut self) {
+        self.doubt.probe = true;
+        self.doubt.settings = true;
+        self.doubt.taint = true;
+    }
+
     /// Whether the connection must be kept between transactions.
     pub fn hold(&self) -> Hold {
         let hard =

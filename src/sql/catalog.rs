@@ -63,6 +63,8 @@ type ByName = BTreeMap<Box<str>, Known>;
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
     generation: u64,
+    /// DDL has been seen that no snapshot shows yet.
+    doubted: bool,
     /// `None` where nothing was loaded.
     functions: Option<ByName>,
     operators: ByName,
@@ -97,6 +99,16 @@ impl Catalog {
         Self::default()
     }
 
+    /// Of a database whose names may stand for something else by now than any snapshot says, the server's own
+    /// functions among them: nothing is harmless.
+    pub fn doubted(generation: u64) -> Self {
+        Self {
+            generation,
+            doubted: true,
+            ..Self::default()
+        }
+    }
+
     /// From the rows of [`LOAD_QUERY`]. `generation` must differ from that of any other snapshot of
     /// this process, of whatever database, and not be 0: facts remember by it what they found.
     pub fn from_rows(generation: u64, rows: impl IntoIterator<Item = CatalogRow>) -> Self {
@@ -129,6 +141,16 @@ impl Catalog {
     /// Tells snapshots apart; 0 where nothing was loaded.
     pub fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// Whether nothing is to be taken for harmless.
+    pub fn is_doubted(&self) -> bool {
+        self.doubted
+    }
+
+    /// Whether no snapshot has been loaded.
+    pub fn is_blind(&self) -> bool {
+        self.functions.is_none()
     }
 
     /// Whether calling `name` leaves the session as it was, but for what its name is known to do.

@@ -110,6 +110,7 @@ impl Names {
         let any =
             |list: &[String], hides: &dyn Fn(&str) -> bool| list.iter().any(|name| hides(name));
         self.opaque
+            || catalog.is_doubted() && !self.words.is_empty()
             || catalog.implicit_code()
             || any(&self.calls, &|name| !catalog.call_is_tame(name))
             || any(&self.maybe_calls, &|name| {

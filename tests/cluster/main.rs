@@ -6,6 +6,7 @@ mod support;
 mod acknowledged;
 mod applying;
 mod bad_nodes;
+mod catalogs;
 mod check;
 mod commands;
 mod comparison;

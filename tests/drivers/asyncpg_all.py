@@ -254,6 +254,36 @@ async def statements_of_two_sessions_and_after_ddl():
 
 
 @case
+async def cached_statements_after_a_column_changed_its_type():
+    # More clients than connections, so that each runs its statement where others have prepared it.
+    clients = [await asyncpg.connect(**GIVEN) for _ in range(POOL * 2)]
+    try:
+        await table(clients[0], "a_shape", "n int")
+        await clients[0].execute("insert into a_shape values (1633837924)")
+        value = 1633837924
+
+        async def look(client):
+            for _ in range(4):
+                # The four bytes of the number are those of the text: who decodes by the old description sees it.
+                equal(await client.fetchval("select n from a_shape"), value)
+
+        for value, change in [
+            (value, "set default 0"),
+            ("abcd", "drop default, alter column n type text using 'abcd'"),
+            (value, "type int using 1633837924"),
+            ("abcd", "type varchar(9) using 'abcd'"),
+        ]:
+            await clients[0].execute(f"alter table a_shape alter column n {change}")
+            # Who prepares a text after the DDL meets nothing of what others prepared before.
+            async with Db() as newcomer:
+                equal(await newcomer.fetchval("select count(*) from a_shape where n = $1", value), 1)
+            await asyncio.gather(*map(look, clients))
+        await clients[0].execute("drop table a_shape")
+    finally:
+        await asyncio.gather(*(client.close(timeout=20) for client in clients))
+
+
+@case
 async def transactions_and_savepoints():
     async with Db() as db, Db() as other:
         await table(other, "a_tx")

@@ -12,5 +12,6 @@ mod house;
 mod protocol;
 mod raw;
 mod settings;
+mod shapes;
 mod tools;
 mod unseen;

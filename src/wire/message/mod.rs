@@ -9,6 +9,7 @@ pub mod frontend;
 pub mod names;
 pub mod report;
 pub mod rows;
+pub mod shape;
 
 use crate::wire::error::WireError;
 use crate::wire::frame;
