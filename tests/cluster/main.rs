@@ -13,6 +13,7 @@ mod comparison;
 mod confirming;
 mod demo;
 mod held_applier;
+mod hostile;
 mod metadata;
 mod operators;
 mod random;

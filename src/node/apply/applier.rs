@@ -8,15 +8,16 @@
 use std::{collections::HashMap, sync::Arc};
 
 use super::aside;
-use super::ddl::{self, DdlError, DdlRow};
+use super::ddl::{self, DdlRow};
+use super::error::ApplyError;
 use super::facts::{TABLE_FACTS, TableFacts};
-use super::pipeline::{Pipeline, PipelineError, Value};
+use super::pipeline::{Pipeline, Value};
 use super::session::{
-    ENCODING, HIDE_PARAMETERS, NOTE_BUILD, RUNNER_NAME, SESSION, STATEMENTS, quote_literal,
+    ENCODING, HIDE_PARAMETERS, NOTE_BUILD, RUNNER_NAME, STATEMENTS, quote_literal, restore, session,
 };
-use super::sql::{self, PlanError, RowSql, Source};
+use super::sql::{self, RowSql, Source};
 use crate::ids::{Epoch, Lsn, UnitId, origin_name};
-use crate::node::backend::{Address, Backend, BackendError, Login};
+use crate::node::backend::{Address, Backend, Login};
 use crate::node::control::secret_hash;
 use crate::node::unit::{Change, Changes, Unit, is_ddl_log};
 use crate::wire::pgoutput::{Relation, tuple::Tuple, tuple::Value as Datum};
@@ -30,54 +31,6 @@ const COPY_CHUNK_BYTES: usize = 48 * 1024;
 const SPILL_CHUNK_BYTES: u64 = 1024 * 1024;
 /// Rows of `applied_places` are deleted when there are so many more.
 const PLACES_KEPT: u32 = 4096;
-
-/// Why a unit could not be applied.
-#[derive(Debug, thiserror::Error)]
-pub enum ApplyError {
-    /// The connection or a statement failed.
-    #[error(transparent)]
-    Pipeline(#[from] PipelineError),
-    /// Opening the connection or taking the origin failed.
-    #[error(transparent)]
-    Backend(#[from] BackendError),
-    /// The stream and the follower's catalog do not agree.
-    #[error(transparent)]
-    Plan(#[from] PlanError),
-    /// A DDL row can't be carried out.
-    #[error(transparent)]
-    Ddl(#[from] DdlError),
-    /// The follower has no such table.
-    #[error("there is no table {0} on this node")]
-    NoTable(String),
-    /// The node does not say up to where it has the writer's history.
-    #[error("synapsedb.applied_places has no row for {0} on this node")]
-    NoPlace(String),
-    /// A spilled unit could not be read back.
-    #[error("reading a spilled transaction failed: {0}")]
-    Spill(#[from] std::io::Error),
-}
-
-impl ApplyError {
-    /// Whether the node itself may be well and a new connection may go on where this one ended:
-    /// the socket broke, the server is starting or ending, the transaction lost a deadlock.
-    pub fn is_passing(&self) -> bool {
-        let (Self::Pipeline(PipelineError::Failed { error, .. }) | Self::Backend(error)) = self
-        else {
-            return false;
-        };
-        match error {
-            BackendError::Io(_) | BackendError::Timeout(_) => true,
-            BackendError::Server(fields) => {
-                let code = fields.code();
-                code.starts_with("57P")
-                    || code.starts_with("08")
-                    || code.starts_with("53")
-                    || matches!(code, "40P01" | "40001" | "57014" | "55006" | "55P03")
-            }
-            _ => false,
-        }
-    }
-}
 
 /// What an applier needs to know once.
 #[derive(Clone, Debug)]
@@ -133,6 +86,7 @@ pub struct Applier {
     superuser: String,
     secret: String,
     search_path: String,
+    encoding: String,
 }
 
 impl Applier {
@@ -143,7 +97,7 @@ impl Applier {
     pub async fn start(settings: &ApplierSettings) -> Result<(Self, Lsn), ApplyError> {
         let mut backend =
             Backend::connect(&settings.address, &settings.login, settings.timeout).await?;
-        backend.query(SESSION).await?;
+        backend.query(&session()).await?;
         backend.query(ENCODING).await?;
         let origin = origin_name(settings.term, &settings.login.database);
         let quoted = quote_literal(&origin);
@@ -154,7 +108,8 @@ impl Applier {
             .await?;
         let rows = backend
             .query(&format!(
-                "select pg_catalog.max(lsn), pg_catalog.current_setting('search_path') \
+                "select pg_catalog.max(lsn), pg_catalog.current_setting('search_path'), \
+                   pg_catalog.current_setting('client_encoding') \
                    from synapsedb.applied_places where origin operator(pg_catalog.=) {quoted}::pg_catalog.text"
             ))
             .await?;
@@ -178,6 +133,7 @@ impl Applier {
             superuser: settings.superuser.clone(),
             secret: settings.runner_secret.clone(),
             search_path: text(1).unwrap_or_default(),
+            encoding: text(2).unwrap_or_default(),
         };
         Ok((applier, place))
     }
@@ -558,6 +514,10 @@ impl Applier {
             Some(command.as_bytes()),
             Some(settings.as_bytes()),
         ];
+        self.pipeline.execute("", values.into_iter(), false);
+        // Settings that the command or code behind it made would hold for every row that follows.
+        self.pipeline.prepare("", &restore());
+        let values = [&self.search_path, &self.encoding].map(|value| Some(value.as_bytes()));
         self.pipeline.execute("", values.into_iter(), false);
         Ok(())
     }

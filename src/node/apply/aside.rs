@@ -129,7 +129,8 @@ impl Aside {
             let (id, command, settings): (i64, String, Value) =
                 (row.get(0), row.get(1), row.get(2));
             tracing::info!(node = self.node.0, database = %self.database, pending = rows.len(), "building an index beside the stream");
-            self.build(&client, &command, &settings).await?;
+            drop_broken(&client).await?;
+            self.build(&command, &settings).await?;
             client
                 .execute(
                     "delete from synapsedb.pending_indexes where id = $1",
@@ -139,13 +140,19 @@ impl Aside {
         }
     }
 
-    async fn build(
-        &self,
-        client: &Client,
-        command: &str,
-        settings: &Value,
-    ) -> Result<(), ControlError> {
-        drop_broken(client).await?;
+    /// On a connection of its own, on which nothing else is said: under the row's search path any operator may
+    /// be a user's, and this is a superuser.
+    async fn build(&self, command: &str, settings: &Value) -> Result<(), ControlError> {
+        let Some(concurrent) = concurrent_form(command) else {
+            // Only index builds are noted here; what else stands there is not ours.
+            tracing::error!(
+                node = self.node.0,
+                command,
+                "a pending index build is none; it is left out"
+            );
+            return Ok(());
+        };
+        let client = self.control.connect(self.node, &self.database).await?;
         for name in SETTINGS {
             if let Some(value) = settings.get(name).and_then(Value::as_str) {
                 client
@@ -156,7 +163,6 @@ impl Aside {
                     .await?;
             }
         }
-        let concurrent = concurrent_form(command).unwrap_or_else(|| command.to_owned());
         let built = match client.batch_execute(&concurrent).await {
             // A partitioned table, or an access method that can't.
             Err(error) if error.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) => {

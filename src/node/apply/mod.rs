@@ -3,6 +3,7 @@
 pub mod applier;
 pub mod aside;
 pub mod ddl;
+pub mod error;
 pub mod facts;
 pub mod pipeline;
 pub mod session;

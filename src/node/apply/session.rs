@@ -3,16 +3,50 @@
 
 use super::facts::TABLE_FACTS;
 
-/// Set after connecting, so that no ALTER ROLE or ALTER DATABASE has a say (rule 12).
-pub const SESSION: &str = "
-set session_replication_role = 'replica';
-set synchronous_commit = 'local';
-set datestyle = 'ISO'; set intervalstyle = 'postgres'; set extra_float_digits = 3; set timezone = 'UTC';
-set lc_monetary = 'C'; set xmloption = 'content'; set row_security = on; set bytea_output = 'hex';
-set standard_conforming_strings = on; set default_transaction_read_only = off; set default_transaction_isolation = 'read committed';
-set default_transaction_deferrable = off; set transform_null_equals = off; set array_nulls = on;
-set statement_timeout = 0; set lock_timeout = 0; set idle_in_transaction_session_timeout = 0; set idle_session_timeout = 0;
-set client_min_messages = 'error'; set plan_cache_mode = 'force_generic_plan'; set jit = off";
+/// So that no ALTER ROLE or ALTER DATABASE has a say (rule 12).
+const SETTINGS: [(&str, &str); 23] = [
+    ("session_replication_role", "replica"),
+    ("synchronous_commit", "local"),
+    ("datestyle", "ISO"),
+    ("intervalstyle", "postgres"),
+    ("extra_float_digits", "3"),
+    ("timezone", "UTC"),
+    ("lc_monetary", "C"),
+    ("xmloption", "content"),
+    ("row_security", "on"),
+    ("bytea_output", "hex"),
+    ("standard_conforming_strings", "on"),
+    ("default_transaction_read_only", "off"),
+    ("default_transaction_isolation", "read committed"),
+    ("default_transaction_deferrable", "off"),
+    ("transform_null_equals", "off"),
+    ("array_nulls", "on"),
+    ("statement_timeout", "0"),
+    ("lock_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
+    ("idle_session_timeout", "0"),
+    ("client_min_messages", "error"),
+    ("plan_cache_mode", "force_generic_plan"),
+    ("jit", "off"),
+];
+
+/// Sets them, after connecting.
+pub fn session() -> String {
+    SETTINGS
+        .map(|(name, value)| format!("set {name} = '{value}';"))
+        .concat()
+}
+
+/// Sets them again behind code that may have set others; `$1` is the search path, `$2` the client's encoding.
+pub fn restore() -> String {
+    let set = SETTINGS
+        .map(|(name, value)| format!(", pg_catalog.set_config('{name}', '{value}', false)"));
+    format!(
+        "select pg_catalog.set_config('search_path', $1::pg_catalog.text, false), \
+         pg_catalog.set_config('client_encoding', $2::pg_catalog.text, false){}",
+        set.concat()
+    )
+}
 
 /// Values and names are UTF-8 on the way, whatever the database keeps; where it does not say what it keeps, they
 /// are left as they are.
