@@ -23,7 +23,12 @@ pub(super) async fn make(config: &Config, pgvector: bool) -> Result<(), DemoErro
     })?;
     // What became of it since it was made is its user's affair.
     let there = "select from pg_catalog.pg_class where relname = 'items'";
-    if !client.query(there, &[]).await.map_err(words)?.is_empty() {
+    if !client
+        .query(there, &[])
+        .await
+        .map_err(|error| words(&error))?
+        .is_empty()
+    {
         println!("The sample table, items, is there.");
         return Ok(());
     }
@@ -51,10 +56,13 @@ pub(super) async fn make(config: &Config, pgvector: bool) -> Result<(), DemoErro
 }
 
 async fn execute(client: &Client, sql: &str) -> Result<(), DemoError> {
-    client.batch_execute(sql).await.map_err(words)
+    client
+        .batch_execute(sql)
+        .await
+        .map_err(|error| words(&error))
 }
 
-fn words(error: tokio_postgres::Error) -> DemoError {
+fn words(error: &tokio_postgres::Error) -> DemoError {
     let text = error
         .as_db_error()
         .map(|e| format!("{} ({})", e.message(), e.code().code()));
