@@ -67,6 +67,8 @@ pub enum Refusal {
     FunctionCall,
     /// A command on roles or databases in one Query with ROLLBACK or SAVEPOINT.
     MixedQuery,
+    /// A command on roles or event triggers behind DDL of the same Query that it may depend on.
+    BehindDdl,
     /// A password written so that it was not read.
     OddPassword,
 }
@@ -400,6 +402,10 @@ impl Refusal {
                 "a command on roles or databases can't share a query with ROLLBACK or SAVEPOINT through synapsedb",
                 "Send the statements one by one.",
             ),
+            Self::BehindDdl => refused(
+                "DROP ROLE, REASSIGN OWNED and event triggers can't stand behind other DDL of the same query through synapsedb",
+                "Send the statements one by one.",
+            ),
             Self::OddPassword => refused(
                 "a password written in this way can't be kept the same on all nodes",
                 "Write it as one plain literal, without U& and not in pieces.",
@@ -463,6 +469,7 @@ mod tests {
             (E::Refused(Refusal::LargeObjects), Error, "0A000", Client, false),
             (E::Refused(Refusal::ExplainMakesTable), Error, "0A000", Client, false),
             (E::Refused(Refusal::MixedQuery), Error, "0A000", Client, false),
+            (E::Refused(Refusal::BehindDdl), Error, "0A000", Client, false),
             (E::Refused(Refusal::OddPassword), Error, "0A000", Client, false),
             (E::Refused(Refusal::FunctionCall), Error, "0A000", Client, false),
             (E::ReadOnlyPort { command: "INSERT".into() }, Error, "25006", Client, false),

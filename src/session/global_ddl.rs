@@ -89,6 +89,9 @@ pub fn plan(
     if !plan.logged.is_empty() && taken_back(facts) {
         return Err(Refusal::MixedQuery);
     }
+    if behind_ddl(sent, facts) {
+        return Err(Refusal::BehindDdl);
+    }
     if plan.after.is_none() && !upkeep.is_empty() {
         plan.after = Some(After::Upkeep(upkeep));
     }
@@ -110,6 +113,23 @@ fn taken_back(facts: &Facts) -> bool {
             Kind::Commit { chain } => at < last || chain && last > 0,
             _ => false,
         })
+}
+
+/// Whether a command that is logged ahead of the whole text may depend on DDL that stands before it there:
+/// `DROP OWNED BY r; DROP ROLE r`, which other nodes would run the other way round.
+fn behind_ddl(text: &str, facts: &Facts) -> bool {
+    let mut after_ddl = false;
+    facts.statements.iter().any(|one| {
+        let words = first_words(&text[one.bytes.clone()]);
+        let bound =
+            words.starts_with("DROP ") || words.ends_with(" OWNED") || words.ends_with(" EVENT");
+        let behind = after_ddl && bound && one.kind == Kind::GlobalDdl;
+        after_ddl |= matches!(
+            one.kind,
+            Kind::Ddl(_) | Kind::Do | Kind::Call | Kind::Unknown
+        );
+        behind
+    })
 }
 
 /// The database that CREATE DATABASE makes or DROP DATABASE drops.
@@ -248,6 +268,25 @@ mod tests {
             "savepoint s; drop role a; rollback to s",
         ] {
             assert_eq!(planned(text), Err(Refusal::MixedQuery), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_depends_on_ddl_before_it_does_not_overtake_it() {
+        for text in [
+            "drop owned by r; drop role r",
+            "revoke select on t from r; drop role r",
+            "create table t (a int); reassign owned by a to b",
+            "create function f() returns event_trigger language plpgsql as ''; create event trigger e on ddl_command_end execute function f()",
+        ] {
+            assert_eq!(planned(text), Err(Refusal::BehindDdl), "{text}");
+        }
+        for text in [
+            "create role r; grant select on t to r",
+            "create table t (a int); create role r",
+            "drop role a; drop role b",
+        ] {
+            assert!(planned(text).is_ok(), "{text}");
         }
     }
 

@@ -59,3 +59,20 @@ async fn rule_12_settings_made_by_code_that_a_row_sets_off_change_no_other_row()
     run(&client, "insert into victim values (1, '{NULL,x}', 'Zoë')").await;
     cluster.assert_nodes_equal().await;
 }
+
+/// Rows that forced row security hides from the owner travel too when a rewrite gives each a value of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_20_a_rewrite_of_rows_that_their_owner_may_not_see_is_alike_everywhere() {
+    let cluster = TestCluster::start().await;
+    let mallory = with_mallory(&cluster).await;
+    let make = "create table mal.hidden (id int primary key); create table mal.empty (id int primary key);
+        alter table mal.hidden enable row level security; alter table mal.hidden force row level security;
+        create policy p on mal.hidden using (false) with check (true); insert into mal.hidden values (1), (2)";
+    run(&mallory, make).await;
+    let rewrite = "alter table mal.hidden add column r float default random();
+        alter table mal.empty add column r float default random()";
+    run(&mallory, rewrite).await;
+    cluster.assert_nodes_equal().await;
+    let rows = "select count(r) from mal.hidden";
+    assert_eq!(ask(&cluster.node(1).await, rows).await, "2");
+}

@@ -150,9 +150,13 @@ begin
       left join pg_index i on i.indexrelid = pg_get_replica_identity_index(r.oid)
      where r.oid = v_table
      group by r.oid, r.relreplident, i.indkey;
-    execute format('select exists (select from only %s)', v_name) into v_any;
-    continue when not v_any;
+    -- Paused first: under forced row security its owner may see none of its rows.
     perform synapsedb.pause_table(v_table, current_user, not v_keyed);
+    execute format('select exists (select from only %s)', v_name) into v_any;
+    if not v_any then
+      perform synapsedb.resume_table(v_table);
+      continue;
+    end if;
     execute format('insert into pg_temp.synapsedb_copy select ctid::text, %s from only %s', v_columns, v_name);
     if v_keyed and not v_identity then
       execute format('update only %s t set %s from pg_temp.synapsedb_copy c where c.synapsedb_at = t.ctid::text', v_name, v_set);
