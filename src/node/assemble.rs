@@ -282,9 +282,11 @@ fn row_change(
     }
 }
 
-/// The proxy's bookkeeping is each node's own, and of `ddl_log` only new rows matter.
+/// The proxy's bookkeeping is each node's own, and of `ddl_log` and `view_rows` only new rows matter.
 fn is_replicated(change: &Change) -> bool {
-    change.is_ddl() || !change.tables().iter().any(|table| is_bookkeeping(table))
+    change.is_ddl()
+        || change.is_contents()
+        || !change.tables().iter().any(|table| is_bookkeeping(table))
 }
 
 /// By name: whatever else lies in the schema is a user's, and his rows must reach every node.
@@ -292,6 +294,11 @@ fn is_bookkeeping(table: &Relation) -> bool {
     table.namespace == SYNAPSEDB
         && matches!(
             table.name.as_str(),
-            "ddl_log" | "cluster_state" | "pending_indexes" | "node_key"
+            "ddl_log"
+                | "view_rows"
+                | "cluster_state"
+                | "pending_indexes"
+                | "applied_places"
+                | "node_key"
         )
 }

@@ -11,6 +11,7 @@ pub const INSTALL: &str = concat!(
     include_str!("schema/log.sql"),
     include_str!("schema/alike.sql"),
     include_str!("schema/mend.sql"),
+    include_str!("schema/views.sql"),
     include_str!("schema/end.sql"),
     include_str!("schema/roles.sql"),
     include_str!("schema/triggers.sql"),

@@ -86,6 +86,12 @@ impl Change {
     pub fn is_ddl(&self) -> bool {
         matches!(self, Self::Insert { table, .. } if is_ddl_log(table))
     }
+
+    /// Whether it carries rows of a materialized view: a new row of `view_rows`.
+    pub fn is_contents(&self) -> bool {
+        let carrier = |table: &Relation| table.namespace == SYNAPSEDB && table.name == "view_rows";
+        matches!(self, Self::Insert { table, .. } if carrier(table))
+    }
 }
 
 /// The table whose rows are DDL commands.

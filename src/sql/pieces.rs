@@ -187,6 +187,32 @@ pub fn plain_form(command: &str) -> Cow<'_, str> {
     }
 }
 
+/// A CREATE MATERIALIZED VIEW whose query is not run: its own `WITH [NO] DATA` gives way to `WITH NO DATA`.
+/// `conforming` is `standard_conforming_strings` as it was.
+pub fn without_data(command: &str, conforming: bool) -> String {
+    let lexed = lex(command, conforming);
+    let words = Words {
+        text: command,
+        tokens: &lexed.tokens,
+    };
+    let mut end = words.len();
+    while end > 0 && words.kind(end - 1) == Some(TokenKind::Semicolon) {
+        end -= 1;
+    }
+    for said in ["with no data", "with data"] {
+        let length = said.split(' ').count();
+        if end > length && words.phrase(end - length, said) > 0 {
+            end -= length;
+            break;
+        }
+    }
+    let kept = end.checked_sub(1).and_then(|last| words.tokens.get(last));
+    format!(
+        "{} with no data",
+        &command[..kept.map_or(0, |token| token.end)]
+    )
+}
+
 /// The bytes to take out.
 fn concurrently(words: Words<'_>) -> Option<Range<usize>> {
     let bytes = |from: usize, to: usize| {
@@ -388,5 +414,25 @@ mod tests {
         ] {
             assert_eq!(plain_form(command), plain);
         }
+    }
+
+    #[test]
+    fn a_materialized_view_without_its_rows() {
+        let head = "create materialized view m as select 'with data' as data";
+        for tail in [
+            "",
+            " with data",
+            " WITH /* */ Data;",
+            " with no data -- none",
+            " -- with data",
+        ] {
+            let command = format!("{head}{tail}");
+            assert_eq!(without_data(&command, true), format!("{head} with no data"));
+        }
+        let command = r"create materialized view m as select 'a\' with data' as b";
+        assert_eq!(
+            without_data(command, false),
+            format!("{command} with no data")
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! Roles without rights that try to reach further on a follower than on the writer.
 
 use crate::support::cluster::TestCluster;
-use crate::tools::{ask, run};
+use crate::tools::{ask, run, until};
 use synapsedb::cli::demo::server::DATABASE;
 
 async fn with_mallory(cluster: &TestCluster) -> tokio_postgres::Client {
@@ -30,12 +30,15 @@ async fn rule_11_operators_in_the_search_path_of_an_index_build_are_never_run() 
         let node = cluster.node(index).await;
         let sql = "select (select count(*) from pg_class where relname in ('ixi', 'ixj')), rolsuper
                      from pg_roles where rolname = 'mallory'";
-        while !ask(&node, sql).await.starts_with('2') {
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        }
-        while ask(&node, "select count(*) from synapsedb.pending_indexes").await != "0" {
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        }
+        until("both indexes are there", || async {
+            ask(&node, sql).await.starts_with('2')
+        })
+        .await;
+        let pending = "select count(*) from synapsedb.pending_indexes";
+        until("nothing is pending", || async {
+            ask(&node, pending).await == "0"
+        })
+        .await;
         assert_eq!(ask(&node, sql).await, "2|f");
     }
 }

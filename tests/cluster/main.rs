@@ -23,4 +23,5 @@ mod servers;
 mod smoke;
 mod tools;
 mod types;
+mod views;
 mod workload;

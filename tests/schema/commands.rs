@@ -57,7 +57,7 @@ pub const COMMANDS: &[Said] = &[
     (
         "ann",
         "refresh materialized view mw",
-        &["ann REFRESH MATERIALIZED VIEW 1"],
+        &["ann REFRESH MATERIALIZED VIEW 1 contents"],
     ),
     (
         "ann",

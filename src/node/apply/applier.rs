@@ -16,6 +16,7 @@ use super::session::{
     ENCODING, HIDE_PARAMETERS, NOTE_BUILD, RUNNER_NAME, STATEMENTS, quote_literal, restore, session,
 };
 use super::sql::{self, RowSql, Source};
+use super::views::Filling;
 use crate::ids::{Epoch, Lsn, UnitId, origin_name};
 use crate::node::backend::{Address, Backend, Login};
 use crate::node::control::secret_hash;
@@ -83,9 +84,11 @@ pub struct Applier {
     origin: String,
     /// Rows added to `applied_places` since the old ones were deleted.
     places: u32,
+    /// The materialized view whose rows come next.
+    pub(super) filling: Option<Filling>,
     superuser: String,
     secret: String,
-    search_path: String,
+    pub(super) search_path: String,
     encoding: String,
 }
 
@@ -130,6 +133,7 @@ impl Applier {
             distrust: false,
             origin,
             places: PLACES_KEPT,
+            filling: None,
             superuser: settings.superuser.clone(),
             secret: settings.runner_secret.clone(),
             search_path: text(1).unwrap_or_default(),
@@ -223,6 +227,10 @@ impl Applier {
                     self.insert(table, new).await?;
                     let row = DdlRow::from_tuple(table, new)?;
                     self.ddl(unit, &row).await?;
+                    at += 1;
+                }
+                change if change.is_contents() => {
+                    self.fill_view(change).await?;
                     at += 1;
                 }
                 Change::Insert { table, .. } => {
@@ -418,8 +426,7 @@ impl Applier {
             names.push(self.table(relation).await?.facts.name.clone());
         }
         let command = format!("truncate only {}", names.join(", "));
-        let superuser = self.superuser.clone();
-        self.run_by(&superuser, &command, "{}").await
+        self.as_superuser(&command).await
     }
 
     /// Writes one row as the table's owner, so that code in its constraints has no more rights than there.
@@ -434,13 +441,12 @@ impl Applier {
         let (owner, lift) = (facts.owner.clone(), ddl::forced_security(facts));
         let command = ddl::with_literals(row, old.unwrap_or(new), new);
         let settings = ddl::one_row(&self.search_path);
-        let superuser = self.superuser.clone();
         if let Some((lift, _)) = &lift {
-            self.run_by(&superuser, lift, "{}").await?;
+            self.as_superuser(lift).await?;
         }
         self.as_role(&owner, &command, &settings).await?;
         if let Some((_, restore)) = &lift {
-            self.run_by(&superuser, restore, "{}").await?;
+            self.as_superuser(restore).await?;
         }
         self.tables.clear();
         Ok(())
@@ -464,8 +470,10 @@ impl Applier {
             .note(|| format!("unit {}: {}", unit.id, ddl::first_line(&command)));
         self.as_role(&row.role, &command, &row.settings).await?;
         if let Some(more) = ddl::follow_up(&row) {
-            let superuser = self.superuser.clone();
-            self.run_by(&superuser, &more, "{}").await?;
+            self.as_superuser(&more).await?;
+        }
+        if let Some(view) = Filling::of(&row) {
+            self.open_view(view).await?;
         }
         // What the pipeline knows of tables may be wrong from here on.
         self.tables.clear();
@@ -474,7 +482,7 @@ impl Applier {
 
     /// Runs a command inside a SECURITY DEFINER function owned by `role`. The function is made by the
     /// superuser's own and exists only as long, so that nothing keeps the role from being dropped.
-    async fn as_role(
+    pub(super) async fn as_role(
         &mut self,
         role: &str,
         command: &str,
@@ -486,11 +494,15 @@ impl Applier {
         let hash = secret_hash(&self.secret);
         let quoted = quote_literal(role);
         let make = format!("select synapsedb.make_runner({quoted}, '{hash}')");
-        let superuser = self.superuser.clone();
-        self.run_by(&superuser, &make, "{}").await?;
+        self.as_superuser(&make).await?;
         self.run_by(role, command, settings).await?;
         let drop = format!("select synapsedb.drop_runners({quoted})");
-        self.run_by(&superuser, &drop, "{}").await
+        self.as_superuser(&drop).await
+    }
+
+    pub(super) async fn as_superuser(&mut self, command: &str) -> Result<(), ApplyError> {
+        let superuser = self.superuser.clone();
+        self.run_by(&superuser, command, "{}").await
     }
 
     /// Calls a runner. Parsed anew each time: code that a row or a command set off could have replaced

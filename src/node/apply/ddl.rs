@@ -97,6 +97,23 @@ pub fn row_to_run(unit: &Unit, row: &DdlRow) -> Result<Option<DdlRow>, DdlError>
 /// What the follower must run for this row. `text` is the last client text of the unit, for a row that
 /// does not repeat it.
 pub fn command(row: &DdlRow, text: Option<&str>) -> Result<String, DdlError> {
+    let command = logged_command(row, text)?;
+    let fills = row
+        .detail
+        .as_ref()
+        .is_some_and(|d| d.get("contents").is_some());
+    if fills && row.tag == "CREATE MATERIALIZED VIEW" {
+        return Ok(pieces::without_data(&command, conforming(row)));
+    }
+    Ok(command)
+}
+
+fn conforming(row: &DdlRow) -> bool {
+    let off = "\"standard_conforming_strings\": \"off\"";
+    !row.settings.contains(off)
+}
+
+fn logged_command(row: &DdlRow, text: Option<&str>) -> Result<String, DdlError> {
     if let Some(command) = &row.command {
         return Ok(pieces::plain_form(command).into_owned());
     }
@@ -105,9 +122,7 @@ pub fn command(row: &DdlRow, text: Option<&str>) -> Result<String, DdlError> {
         .as_deref()
         .or(text)
         .ok_or(DdlError::Column("query"))?;
-    let conforming = !row
-        .settings
-        .contains("\"standard_conforming_strings\": \"off\"");
+    let conforming = conforming(row);
     let piece = if row.detail("kind") == Some("sql_function") {
         pieces::statement(query, row.ordinal, conforming)
     } else {

@@ -8,3 +8,4 @@ pub mod facts;
 pub mod pipeline;
 pub mod session;
 pub mod sql;
+mod views;

@@ -23,6 +23,7 @@ declare
   v_missing jsonb;
   v_began text;
   v_kept oid[];
+  v_view oid; v_filled jsonb;
 begin
   if v_tag in ('CREATE EXTENSION', 'ALTER EXTENSION') then
     v_depth := greatest(v_depth - 1, 0);
@@ -106,6 +107,16 @@ begin
     v_relations := synapsedb.extension_relations(v_objects[1]);
   elsif v_tag = 'ALTER EXTENSION' then
     v_relations := synapsedb.extension_relations(v_objects[1]);
+  elsif v_tag in ('CREATE MATERIALIZED VIEW', 'REFRESH MATERIALIZED VIEW') then
+    if v_tag = 'REFRESH MATERIALIZED VIEW' then
+      v_command := format('refresh materialized view %s with no data', v_objects[1]::regclass);
+    end if;
+    select c.oid, coalesce(v_detail, '{}') || jsonb_build_object('contents',
+             jsonb_build_array(n.nspname, c.relname, c.oid::regclass::text, pg_get_userbyid(c.relowner)))
+      into v_view, v_filled
+      from pg_class c join pg_namespace n on n.oid = c.relnamespace
+     where c.oid = v_objects[1] and c.relkind = 'm' and c.relispopulated;
+    v_detail := coalesce(v_filled, v_detail);
   elsif v_tag = 'ALTER TABLE' then
     v_missing := synapsedb.missing_values(v_relations);
     if v_missing is not null then
@@ -162,6 +173,9 @@ begin
   end if;
   if v_spread is not null then
     perform synapsedb.spread_rows(v_spread);
+  end if;
+  if v_view is not null then
+    perform synapsedb.send_contents(v_view);
   end if;
 end
 $$;

@@ -41,6 +41,8 @@
 --                      right after the command, run  select synapsedb.follow_up(detail)  in the superuser's runner:
 --                      it stores the values that a new column has in old rows ([[schema, table, column,
 --                      values], ...]), or empties the extension's tables, whose rows travel as rows.
+--     "contents"       [schema, name, quoted name, owner]: run the command WITH NO DATA, then fill this
+--                      materialized view with the lines of synapsedb.view_rows that follow (views.sql).
 --   logged_at when it ran, on the writer's clock.
 
 select pg_catalog.set_config('session_replication_role', 'replica', true);

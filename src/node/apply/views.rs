@@ -1,0 +1,90 @@
+//! Materialized views on a follower: filled with the rows that the writer's query gave, never by the query.
+//!
+//! The command's row in `ddl_log` names the view; the lines of `synapsedb.view_rows` behind it hold its rows, and
+//! a line without any ends it (`schema/views.sql` says why and how). Rows are written as the view's owner, whose
+//! code its indexes may call.
+
+use serde_json::Value;
+
+use super::applier::Applier;
+use super::ddl::DdlRow;
+use super::error::ApplyError;
+use super::session::quote_literal;
+use crate::node::unit::Change;
+use crate::wire::pgoutput::Relation;
+use crate::wire::pgoutput::tuple::{Tuple, Value as Datum};
+
+/// The view that is being filled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filling {
+    schema: String,
+    name: String,
+    /// Qualified and quoted.
+    quoted: String,
+    owner: String,
+}
+
+impl Filling {
+    /// From the key "contents" of a row's detail; none where its command fills no view.
+    pub fn of(row: &DdlRow) -> Option<Self> {
+        let parts = row.detail.as_ref()?.get("contents")?.as_array()?;
+        let [schema, name, quoted, owner] = parts.as_slice() else {
+            return None;
+        };
+        let text = |part: &Value| part.as_str().map(str::to_owned);
+        Some(Self {
+            schema: text(schema)?,
+            name: text(name)?,
+            quoted: text(quoted)?,
+            owner: text(owner)?,
+        })
+    }
+
+    /// What the superuser's runner must run: `open_view` before the first line, `seal_view` behind the last.
+    fn call(&self, function: &str) -> String {
+        let (schema, name) = (quote_literal(&self.schema), quote_literal(&self.name));
+        format!("select synapsedb.{function}({schema}, {name})")
+    }
+
+    /// Writes one line's rows. The subselect is kept whole by its OFFSET, so that each record is read once.
+    fn insert(&self, lines: &str) -> String {
+        let (view, lines) = (&self.quoted, quote_literal(lines));
+        format!(
+            "insert into {view} select (x.r).* from (select l::{view} as r \
+             from pg_catalog.unnest({lines}::pg_catalog.text[]) l offset 0) x"
+        )
+    }
+}
+
+/// The lines of a change that carries some: none inside where it is the end.
+pub fn lines(table: &Relation, new: &Tuple) -> Option<String> {
+    let at = table.columns.iter().position(|c| c.name == "lines")?;
+    match new.iter().nth(at) {
+        Some(Datum::Text(bytes)) => Some(String::from_utf8_lossy(bytes).into_owned()),
+        _ => None,
+    }
+}
+
+impl Applier {
+    /// Behind the command that left the view empty.
+    pub(super) async fn open_view(&mut self, view: Filling) -> Result<(), ApplyError> {
+        self.as_superuser(&view.call("open_view")).await?;
+        self.filling = Some(view);
+        Ok(())
+    }
+
+    /// One line of `view_rows`.
+    pub(super) async fn fill_view(&mut self, change: &Change) -> Result<(), ApplyError> {
+        let (Change::Insert { table, new }, Some(view)) = (change, self.filling.take()) else {
+            return Ok(());
+        };
+        let Some(lines) = lines(table, new) else {
+            return self.as_superuser(&view.call("seal_view")).await;
+        };
+        let settings = serde_json::json!({ "search_path": self.search_path }).to_string();
+        self.as_role(&view.owner, &view.insert(&lines), &settings)
+            .await?;
+        self.filling = Some(view);
+        Ok(())
+    }
+}
