@@ -14,15 +14,21 @@ use tokio_util::sync::CancellationToken;
 use super::replicator::{Failure, RETRY, Replicator};
 use crate::engine::confirm::StreamId;
 use crate::ids::{Lsn, NodeId};
-use crate::node::apply::applier::{Applier, ApplierSettings};
+use crate::node::apply::ahead::Ahead;
+use crate::node::apply::applier::Applier;
 use crate::node::apply::aside::{self, Aside};
 use crate::node::apply::error::ApplyError;
+use crate::node::apply::start::ApplierSettings;
 use crate::node::control::{self, Control, ControlError};
 use crate::node::queue::Queue;
+use crate::node::unit::Unit;
 use crate::wire::scram::verifier::{DEFAULT_ITERATIONS, make_verifier};
 
 /// A unit that can't be applied is tried again at most this far apart.
 const STUCK_RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// So long may a batch take while another transaction is applied ahead, whose locks may be what it waits for.
+const AHEAD_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How an applier's work came to its end.
 enum Ended {
@@ -159,6 +165,7 @@ impl FollowerTask {
 
     /// Applies until something fails.
     async fn apply(&self, mut applier: Applier, single: &mut bool, meters: &Meters) -> Ended {
+        let mut ahead: Option<Ahead> = None;
         loop {
             let batch = tokio::select! {
                 biased;
@@ -168,22 +175,22 @@ impl FollowerTask {
                     tracing::warn!(node, %error, "the applier's connection ended; opening another");
                     return Ended::Broken;
                 }
+                () = given_up(ahead.as_ref()) => {
+                    ahead = None;
+                    continue;
+                }
+                running = self.queue.next_running(), if ahead.is_none() => {
+                    let settings = self.follower.settings.clone();
+                    ahead = Some(Ahead::start(settings, running, self.queue.place()));
+                    continue;
+                }
             };
             let since = Instant::now();
             let Some(last) = batch.last().map(|unit| unit.id.lsn) else {
                 continue;
             };
-            let build = batch
-                .first()
-                .is_some_and(|unit| aside::build_of(unit).is_some());
-            if !build && batch.first().is_some_and(|unit| unit.has_ddl) {
-                self.aside.done().await;
-            }
-            let error = match applier.apply(&batch).await {
+            let error = match self.apply_batch(&mut applier, &batch, &mut ahead).await {
                 Ok(()) => {
-                    if build {
-                        self.aside.noted();
-                    }
                     meters.applied(since, batch.len());
                     self.queue.done(last);
                     self.replicator
@@ -213,6 +220,58 @@ impl FollowerTask {
                 .failed(self.stream, self.follower.node, failure);
             return if out { Ended::Fenced } else { Ended::Stuck };
         }
+    }
+
+    /// One batch, by whoever has it in hand. What is applied ahead is given up where it may stand in the way.
+    async fn apply_batch(
+        &self,
+        applier: &mut Applier,
+        batch: &[Arc<Unit>],
+        ahead: &mut Option<Ahead>,
+    ) -> Result<(), ApplyError> {
+        if let [unit] = batch
+            && let Some(done) = ahead.take_if(|ahead| ahead.is_of(unit))
+            && let Some(next) = done.finish(applier, unit).await?
+        {
+            metrics::counter!("synapsedb_units_applied_ahead_total", "node" => self.follower.name.clone())
+                .increment(1);
+            *applier = next;
+            return Ok(());
+        }
+        if batch.iter().any(|unit| unit.has_ddl) {
+            // What it knows of tables may be wrong from here on.
+            ahead.take();
+        }
+        let mut work = std::pin::pin!(self.apply_whole(applier, batch));
+        loop {
+            tokio::select! {
+                biased;
+                outcome = &mut work => return outcome,
+                () = tokio::time::sleep(AHEAD_PATIENCE), if ahead.is_some() => {
+                    let (node, unit) = (self.follower.node.0, batch.first().map(|unit| unit.id.to_string()));
+                    tracing::info!(node, unit, "a transaction that is applied ahead may hold others up; it begins anew");
+                    ahead.take();
+                }
+            }
+        }
+    }
+
+    async fn apply_whole(
+        &self,
+        applier: &mut Applier,
+        batch: &[Arc<Unit>],
+    ) -> Result<(), ApplyError> {
+        let build = batch
+            .first()
+            .is_some_and(|unit| aside::build_of(unit).is_some());
+        if !build && batch.first().is_some_and(|unit| unit.has_ddl) {
+            self.aside.done().await;
+        }
+        applier.apply(batch).await?;
+        if build {
+            self.aside.noted();
+        }
+        Ok(())
     }
 
     /// What keeps the applier from starting is mended where it can be: a node that was away lacks this
@@ -264,6 +323,13 @@ impl FollowerTask {
         let client = control.connect(self.follower.node, database).await?;
         control::install(&client).await?;
         self.follower.arming.arm(&client, control).await
+    }
+}
+
+async fn given_up(ahead: Option<&Ahead>) {
+    match ahead {
+        Some(ahead) => ahead.given_up().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -22,6 +22,7 @@ use crate::engine::fence::{Other, Verdict, judge};
 use crate::ids::{Lsn, NodeId};
 use crate::node::apply::aside::Aside;
 use crate::node::queue::Queue;
+use crate::node::spill::Running;
 use crate::node::stream::{Sink, Stream, StreamSettings, Voice};
 use crate::node::unit::Unit;
 
@@ -516,5 +517,14 @@ impl Sink for StreamSink<'_> {
 
     fn progress(&mut self, lsn: Lsn) {
         self.replicator.decoded_up_to(self.id, lsn);
+    }
+
+    fn running(&mut self, running: Running) {
+        let state = self.replicator.lock();
+        if let Some(entry) = state.streams.get(&self.id) {
+            for queue in entry.queues.values() {
+                queue.offer(running.clone());
+            }
+        }
     }
 }

@@ -21,7 +21,7 @@ use super::service::OwnNames;
 use super::view::{NodeView, Status, View};
 use crate::config::Config;
 use crate::ids::{Epoch, Lsn, NodeId, origin_name, slot_name};
-use crate::node::apply::applier::ApplierSettings;
+use crate::node::apply::start::ApplierSettings;
 use crate::node::backend::{Login, Secret};
 use crate::node::control::{self, Control, ControlError};
 use crate::node::schema::APPLIER_ROLE;

@@ -104,6 +104,7 @@ pub const FAMILIES: &[Family] = &[
     family("synapsedb_node_indexes_owed", Gauge, Unit::Count, "Indexes that a node still has to build."),
     family("synapsedb_apply_seconds", Histogram(SECONDS), Unit::Seconds, "From units taken from a follower's queue until they are durable there."),
     family("synapsedb_apply_batch_units", Histogram(UNITS), Unit::Count, "Units merged into one transaction on a follower."),
+    family("synapsedb_units_applied_ahead_total", Counter, Unit::Count, "Large transactions that a follower applied while the writer still ran them."),
     family("synapsedb_stream_breaks_total", Counter, Unit::Count, "Times a stream from the writer broke and was opened again."),
     family("synapsedb_fenced_total", Counter, Unit::Count, "Nodes taken out because they could differ."),
     family("synapsedb_held", Gauge, Unit::Count, "1 where commits wait because no follower can apply a unit."),

@@ -12,7 +12,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::unit::{Change, Changes, SpillWriter, Unit};
+use super::spill::{Running, SpillWriter};
+use super::unit::{Change, Changes, Unit};
 use crate::ids::{Epoch, Lsn, SYNAPSEDB, UnitId};
 use crate::wire::error::WireError;
 use crate::wire::pgoutput::{self, Commit, Decoder, Message, Relation};
@@ -41,6 +42,8 @@ pub enum Assembled {
     Unit(Unit),
     /// A transaction that ended here and changed nothing that is replicated.
     Nothing(Lsn),
+    /// A large transaction that the writer still runs, when its first changes are there.
+    Running(Running),
 }
 
 #[derive(Debug, Default)]
@@ -63,6 +66,8 @@ pub struct Assembler {
     streamed: BTreeMap<u32, SpillWriter>,
     /// The streamed transaction whose block is being read.
     block: Option<u32>,
+    /// The end of the last unit.
+    last: Lsn,
 }
 
 impl Assembler {
@@ -76,6 +81,7 @@ impl Assembler {
             open: None,
             streamed: BTreeMap::new(),
             block: None,
+            last: Lsn(0),
         }
     }
 
@@ -114,7 +120,14 @@ impl Assembler {
                 }
                 self.block = Some(xid.0);
             }
-            Message::StreamStop => self.block = None,
+            Message::StreamStop => {
+                let spill = self
+                    .block
+                    .take()
+                    .and_then(|xid| self.streamed.get_mut(&xid));
+                let spill = spill.ok_or(AssembleError::Order("the end of no block"))?;
+                return Ok(spill.tell(self.last)?.map(Assembled::Running));
+            }
             Message::StreamCommit { xid, commit } => {
                 let spill = self.streamed.remove(&xid.0);
                 let spill = spill.ok_or(AssembleError::Order("commit of an unknown stream"))?;
@@ -157,7 +170,7 @@ impl Assembler {
         Ok(())
     }
 
-    fn close(&self, open: Open, commit: Commit) -> Assembled {
+    fn close(&mut self, open: Open, commit: Commit) -> Assembled {
         if open.changes.is_empty() {
             return Assembled::Nothing(commit.end_lsn);
         }
@@ -166,13 +179,14 @@ impl Assembler {
     }
 
     fn unit(
-        &self,
+        &mut self,
         xid: u32,
         commit: Commit,
         has_ddl: bool,
         bytes: usize,
         changes: Changes,
     ) -> Unit {
+        self.last = commit.end_lsn;
         Unit {
             id: UnitId {
                 epoch: self.term,
@@ -238,7 +252,7 @@ impl Assembler {
             self.tables.insert(oid, Arc::clone(table));
         }
         let has_ddl = spill.has_ddl;
-        let spill = spill.finish()?;
+        let spill = spill.finish(self.last)?;
         if spill.length() == 0 {
             return Ok(Assembled::Nothing(commit.end_lsn));
         }

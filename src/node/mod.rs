@@ -12,6 +12,7 @@ pub mod pooled;
 pub mod queue;
 pub mod schema;
 pub mod settings;
+pub mod spill;
 pub mod stream;
 pub mod unit;
 pub mod verifiers;

@@ -7,8 +7,9 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
+use super::spill::Running;
 use super::unit::{Changes, Unit};
 use crate::ids::Lsn;
 
@@ -27,6 +28,8 @@ struct State {
     bytes: usize,
     last: Lsn,
     abandoned: bool,
+    /// The newest large transaction that the writer still runs.
+    running: Option<Running>,
 }
 
 /// See the module.
@@ -34,6 +37,9 @@ struct State {
 pub struct Queue {
     state: Mutex<State>,
     arrived: Notify,
+    offered: Notify,
+    /// Up to where the follower has everything durable.
+    place: watch::Sender<Lsn>,
     max_bytes: usize,
 }
 
@@ -43,6 +49,8 @@ impl Queue {
         Self {
             state: Mutex::default(),
             arrived: Notify::new(),
+            offered: Notify::new(),
+            place: watch::Sender::new(Lsn(0)),
             max_bytes,
         }
     }
@@ -112,11 +120,38 @@ impl Queue {
     /// when the stream brings it again. A proxy that starts anew reads from where the slowest follower
     /// is, and the faster ones must not repeat what they have.
     pub fn done(&self, lsn: Lsn) {
+        self.place.send_replace(lsn);
         let mut state = self.lock();
         state.last = state.last.max(lsn);
         while state.units.front().is_some_and(|unit| unit.id.lsn <= lsn) {
             let bytes = state.units.pop_front().map_or(0, |unit| unit.bytes);
             state.bytes -= bytes;
+        }
+    }
+
+    /// The place that was [`Queue::done`] last, and what comes after it.
+    pub fn place(&self) -> watch::Receiver<Lsn> {
+        self.place.subscribe()
+    }
+
+    /// A large transaction has begun to arrive, which may be applied while it does. The newest counts.
+    pub fn offer(&self, running: Running) {
+        let mut state = self.lock();
+        if !state.abandoned {
+            state.running = Some(running);
+            self.offered.notify_one();
+        }
+    }
+
+    /// The next transaction that was offered and has not ended: one that has may be applied already. Dropping the
+    /// future loses nothing.
+    pub async fn next_running(&self) -> Running {
+        loop {
+            let running = self.lock().running.take();
+            if let Some(running) = running.filter(|running| running.has_changed().is_ok()) {
+                return running;
+            }
+            self.offered.notified().await;
         }
     }
 

@@ -83,6 +83,8 @@ pub trait Sink: Send {
     fn unit(&mut self, unit: super::unit::Unit);
     /// Everything before this place has been read.
     fn progress(&mut self, lsn: Lsn);
+    /// The first changes of a large transaction are there, which the writer still runs.
+    fn running(&mut self, running: super::spill::Running);
 }
 
 /// An open stream.
@@ -200,6 +202,7 @@ impl Stream {
                 Outer::Data { message, .. } => match self.assembler.take(&message)? {
                     Some(Assembled::Unit(unit)) => sink.unit(unit),
                     Some(Assembled::Nothing(end)) => sink.progress(end),
+                    Some(Assembled::Running(running)) => sink.running(running),
                     None => {}
                 },
                 Outer::Keepalive { end, reply, .. } => {

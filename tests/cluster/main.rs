@@ -4,6 +4,7 @@
 mod support;
 
 mod acknowledged;
+mod ahead;
 mod applying;
 mod bad_nodes;
 mod catalogs;

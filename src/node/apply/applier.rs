@@ -5,7 +5,7 @@
 //! and the place in the writer's history durable together. After any error the applier is thrown away
 //! with its connection. It doesn't decide what an error means for the node.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, io, sync::Arc};
 
 use super::aside;
 use super::ddl::{self, DdlRow};
@@ -13,13 +13,13 @@ use super::error::ApplyError;
 use super::facts::{TABLE_FACTS, TableFacts};
 use super::pipeline::{Pipeline, Value};
 use super::session::{
-    ENCODING, HIDE_PARAMETERS, NOTE_BUILD, RUNNER_NAME, STATEMENTS, quote_literal, restore, session,
+    HIDE_PARAMETERS, NOTE_BUILD, RUNNER_NAME, STATEMENTS, quote_literal, restore,
 };
 use super::sql::{self, RowSql, Source};
 use super::views::Filling;
-use crate::ids::{Epoch, Lsn, UnitId, origin_name};
-use crate::node::backend::{Address, Backend, Login};
+use crate::ids::UnitId;
 use crate::node::control::secret_hash;
+use crate::node::spill::SpillReader;
 use crate::node::unit::{Change, Changes, Unit, is_ddl_log};
 use crate::wire::pgoutput::{Relation, tuple::Tuple, tuple::Value as Datum};
 
@@ -31,24 +31,7 @@ const COPY_CHUNK_BYTES: usize = 48 * 1024;
 /// makes the server prepare for a thousand rows: short ones cost it a quarter more for each row.
 const SPILL_CHUNK_BYTES: u64 = 1024 * 1024;
 /// Rows of `applied_places` are deleted when there are so many more.
-const PLACES_KEPT: u32 = 4096;
-
-/// What an applier needs to know once.
-#[derive(Clone, Debug)]
-pub struct ApplierSettings {
-    /// The follower.
-    pub address: Address,
-    /// The applier role and the database.
-    pub login: Login,
-    /// The writer's term.
-    pub term: Epoch,
-    /// The superuser's name, whose runner the schema holds.
-    pub superuser: String,
-    /// Opens the superuser's runner on this node (rule 11: known to nobody but this process).
-    pub runner_secret: String,
-    /// For connecting.
-    pub timeout: std::time::Duration,
-}
+pub(super) const PLACES_KEPT: u32 = 4096;
 
 #[derive(Debug)]
 struct Prepared {
@@ -57,7 +40,7 @@ struct Prepared {
 }
 
 #[derive(Debug)]
-struct Table {
+pub(super) struct Table {
     /// Kept so that the address, which is the key, stays taken.
     _relation: Arc<Relation>,
     facts: TableFacts,
@@ -71,77 +54,28 @@ struct Table {
 /// One follower's applier for one database.
 #[derive(Debug)]
 pub struct Applier {
-    pipeline: Pipeline,
-    tables: HashMap<usize, Table>,
+    pub(super) pipeline: Pipeline,
+    pub(super) tables: HashMap<usize, Table>,
     /// Counts the statements prepared, for their names.
-    names: u64,
+    pub(super) names: u64,
     /// The unit's last logged client text, for rows that do not repeat it.
-    query: Option<String>,
+    pub(super) query: Option<String>,
     /// By role: the quoted name of its runner.
-    runners: HashMap<String, String>,
+    pub(super) runners: HashMap<String, String>,
     /// Foreign code has run on this connection since its statements were prepared.
-    distrust: bool,
-    origin: String,
+    pub(super) distrust: bool,
+    pub(super) origin: String,
     /// Rows added to `applied_places` since the old ones were deleted.
-    places: u32,
+    pub(super) places: u32,
     /// The materialized view whose rows come next.
     pub(super) filling: Option<Filling>,
-    superuser: String,
-    secret: String,
+    pub(super) superuser: String,
+    pub(super) secret: String,
     pub(super) search_path: String,
-    encoding: String,
+    pub(super) encoding: String,
 }
 
 impl Applier {
-    /// Connects, takes the origin and tells the place that is durable there.
-    ///
-    /// The origin admits one process at a time, so a stale applier (of a proxy that was killed) makes
-    /// this fail with 55006 until it is gone.
-    pub async fn start(settings: &ApplierSettings) -> Result<(Self, Lsn), ApplyError> {
-        let mut backend =
-            Backend::connect(&settings.address, &settings.login, settings.timeout).await?;
-        backend.query(&session()).await?;
-        backend.query(ENCODING).await?;
-        let origin = origin_name(settings.term, &settings.login.database);
-        let quoted = quote_literal(&origin);
-        backend
-            .query(&format!(
-                "select pg_catalog.pg_replication_origin_session_setup({quoted})"
-            ))
-            .await?;
-        let rows = backend
-            .query(&format!(
-                "select pg_catalog.max(lsn), pg_catalog.current_setting('search_path'), \
-                   pg_catalog.current_setting('client_encoding') \
-                   from synapsedb.applied_places where origin operator(pg_catalog.=) {quoted}::pg_catalog.text"
-            ))
-            .await?;
-        let text = |at: usize| rows.first().and_then(|row| row.get(at).cloned().flatten());
-        let place = text(0).and_then(|lsn| lsn.parse().ok());
-        let place = place.ok_or_else(|| ApplyError::NoPlace(origin.clone()))?;
-        let mut pipeline = Pipeline::new(backend);
-        for (name, text) in STATEMENTS {
-            pipeline.prepare(name, text);
-        }
-        pipeline.commit().await?;
-        let applier = Self {
-            pipeline,
-            tables: HashMap::new(),
-            names: 0,
-            query: None,
-            runners: HashMap::new(),
-            distrust: false,
-            origin,
-            places: PLACES_KEPT,
-            filling: None,
-            superuser: settings.superuser.clone(),
-            secret: settings.runner_secret.clone(),
-            search_path: text(1).unwrap_or_default(),
-            encoding: text(2).unwrap_or_default(),
-        };
-        Ok((applier, place))
-    }
-
     /// Applies whole units as one transaction and returns when it is durable. A unit with DDL, or one
     /// that was spilled, must come alone. Not cancel safe: after a drop or an error, start anew.
     pub async fn apply(&mut self, units: &[Arc<Unit>]) -> Result<(), ApplyError> {
@@ -149,23 +83,13 @@ impl Applier {
         for unit in units {
             self.begin_unit(unit.id);
             match &unit.changes {
-                Changes::Memory(changes) => self.changes(unit, changes).await?,
+                Changes::Memory(changes) => self.changes(Some(unit), changes).await?,
                 Changes::Spilled(spill) => {
                     let mut reader = spill.reader();
-                    let mut chunk = Vec::new();
-                    loop {
-                        chunk.clear();
-                        let end = reader.position() + SPILL_CHUNK_BYTES;
-                        while reader.position() < end {
-                            match reader.next_change()? {
-                                Some(change) => chunk.push(change),
-                                None => break,
-                            }
-                        }
-                        if chunk.is_empty() {
-                            break;
-                        }
-                        self.changes(unit, &chunk).await?;
+                    while let Some(chunk) = Self::next_chunk(&mut reader)? {
+                        self.changes(Some(unit), &chunk).await?;
+                        // The stream must be heard meanwhile, and it may have the same thread.
+                        tokio::task::yield_now().await;
                     }
                 }
             }
@@ -176,12 +100,25 @@ impl Applier {
         Ok(())
     }
 
+    /// So many of a spilled unit's next changes as are held in memory at once; none at its end.
+    pub(super) fn next_chunk(reader: &mut SpillReader<'_>) -> io::Result<Option<Vec<Change>>> {
+        let end = reader.position() + SPILL_CHUNK_BYTES;
+        let mut chunk = Vec::new();
+        while reader.position() < end {
+            match reader.next_change()? {
+                Some(change) => chunk.push(change),
+                None => break,
+            }
+        }
+        Ok((!chunk.is_empty()).then_some(chunk))
+    }
+
     /// Ends when the idle connection does, with what the server said last. Dropping it loses nothing.
     pub async fn broken(&mut self) -> ApplyError {
         self.pipeline.broken().await.into()
     }
 
-    fn begin_unit(&mut self, id: UnitId) {
+    pub(super) fn begin_unit(&mut self, id: UnitId) {
         self.pipeline.note(|| format!("unit {id}"));
         let mark = id.to_string();
         self.own("mark", [Some(mark.as_bytes())].into_iter());
@@ -190,7 +127,7 @@ impl Applier {
 
     /// The place is a row, since the origin, once set up, moves with an abort as with a commit. It goes last and
     /// together with Sync, which commits whatever the statements before it answered.
-    async fn end(&mut self, last: &Unit) -> Result<(), ApplyError> {
+    pub(super) async fn end(&mut self, last: &Unit) -> Result<(), ApplyError> {
         self.pipeline.settle().await?;
         let lsn = last.id.lsn.to_string();
         let time = last.committed_at.to_string();
@@ -219,13 +156,19 @@ impl Applier {
         Ok(())
     }
 
-    async fn changes(&mut self, unit: &Unit, changes: &[Change]) -> Result<(), ApplyError> {
+    /// Changes in their order; DDL among them only where `unit`, which they belong to, is complete.
+    pub(super) async fn changes(
+        &mut self,
+        unit: Option<&Unit>,
+        changes: &[Change],
+    ) -> Result<(), ApplyError> {
         let mut at = 0;
         while let Some(change) = changes.get(at) {
             match change {
                 Change::Insert { table, new } if is_ddl_log(table) => {
                     self.insert(table, new).await?;
                     let row = DdlRow::from_tuple(table, new)?;
+                    let unit = unit.ok_or(ApplyError::GivenUp("it holds DDL"))?;
                     self.ddl(unit, &row).await?;
                     at += 1;
                 }
@@ -260,6 +203,18 @@ impl Applier {
             Change::Delete { table, old } => self.delete(table, old).await,
             Change::Truncate { tables } => self.truncate(tables).await,
         }
+    }
+
+    pub(super) async fn facts(
+        &mut self,
+        relation: &Arc<Relation>,
+    ) -> Result<&TableFacts, ApplyError> {
+        Ok(&self.table(relation).await?.facts)
+    }
+
+    /// Sends what has gathered, so that the server works on it.
+    pub(super) async fn flush(&mut self) -> Result<(), ApplyError> {
+        Ok(self.pipeline.send().await?)
     }
 
     /// The table's facts, read from the follower when first needed.

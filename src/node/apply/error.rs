@@ -26,6 +26,9 @@ pub enum ApplyError {
     /// The node does not say up to where it has the writer's history.
     #[error("synapsedb.applied_places has no row for {0} on this node")]
     NoPlace(String),
+    /// It can't be applied before it has committed.
+    #[error("not applied ahead: {0}")]
+    GivenUp(&'static str),
     /// A spilled unit could not be read back.
     #[error("reading a spilled transaction failed: {0}")]
     Spill(#[from] std::io::Error),
@@ -35,6 +38,9 @@ impl ApplyError {
     /// Whether the node itself may be well and a new connection may go on where this one ended:
     /// the socket broke, the server is starting or ending, the transaction lost a deadlock.
     pub fn is_passing(&self) -> bool {
+        if matches!(self, Self::GivenUp(_)) {
+            return true;
+        }
         let (Self::Pipeline(PipelineError::Failed { error, .. }) | Self::Backend(error)) = self
         else {
             return false;

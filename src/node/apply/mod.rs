@@ -1,5 +1,6 @@
 //! A follower's applier: the writer's units, repeated in order, exactly once.
 
+pub mod ahead;
 pub mod applier;
 pub mod aside;
 pub mod ddl;
@@ -8,4 +9,5 @@ pub mod facts;
 pub mod pipeline;
 pub mod session;
 pub mod sql;
+pub mod start;
 mod views;

@@ -150,6 +150,11 @@ impl Pipeline {
         if self.out.len() < SEND_BYTES {
             return Ok(());
         }
+        self.send().await
+    }
+
+    /// Sends what has gathered, and takes the answers that are there. As [`Pipeline::relieve`].
+    pub async fn send(&mut self) -> Result<(), PipelineError> {
         self.push().await?;
         self.take_answers()
     }

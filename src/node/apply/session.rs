@@ -53,6 +53,21 @@ pub fn restore() -> String {
 pub const ENCODING: &str = "select pg_catalog.set_config('client_encoding', \
      case pg_catalog.getdatabaseencoding() when 'SQL_ASCII' then 'SQL_ASCII' else 'UTF8' end, false)";
 
+/// What the database and the role say of them.
+pub const CONNECTION_SETTINGS: &str = "select pg_catalog.current_setting('search_path'), \
+     pg_catalog.current_setting('client_encoding')";
+
+/// One process at a time has an origin.
+pub const TAKE_ORIGIN: &str =
+    "select pg_catalog.pg_replication_origin_session_setup($1::pg_catalog.text)";
+
+/// See [`TAKE_ORIGIN`].
+pub const RELEASE_ORIGIN: &str = "select pg_catalog.pg_replication_origin_session_reset()";
+
+/// Up to where the node has the history of an origin's writer.
+pub const PLACE: &str = "select pg_catalog.max(lsn)::pg_catalog.text from synapsedb.applied_places \
+     where origin operator(pg_catalog.=) $1::pg_catalog.text";
+
 /// Kept out of error contexts, which foreign code could read.
 pub const HIDE_PARAMETERS: &str =
     "select pg_catalog.set_config('log_parameter_max_length_on_error', '0', false)";

@@ -1,0 +1,107 @@
+//! An applier's connection: opened, made master of the origin, and given up for another.
+//!
+//! The origin admits one process at a time (REPLICATION rule 7), so whoever has it is the one that writes the
+//! writer's history here. It doesn't apply anything.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use super::applier::{Applier, PLACES_KEPT};
+use super::error::ApplyError;
+use super::pipeline::{Pipeline, Value};
+use super::session::{
+    CONNECTION_SETTINGS, ENCODING, PLACE, RELEASE_ORIGIN, STATEMENTS, TAKE_ORIGIN, session,
+};
+use crate::ids::{Epoch, Lsn, origin_name};
+use crate::node::backend::{Address, Backend, Login};
+use crate::node::unit::Unit;
+
+/// What an applier needs to know once.
+#[derive(Clone, Debug)]
+pub struct ApplierSettings {
+    /// The follower.
+    pub address: Address,
+    /// The applier role and the database.
+    pub login: Login,
+    /// The writer's term.
+    pub term: Epoch,
+    /// The superuser's name, whose runner the schema holds.
+    pub superuser: String,
+    /// Opens the superuser's runner on this node (rule 11: known to nobody but this process).
+    pub runner_secret: String,
+    /// For connecting.
+    pub timeout: Duration,
+}
+
+impl Applier {
+    /// Connects, takes the origin and tells the place that is durable there.
+    ///
+    /// The origin admits one process at a time, so a stale applier (of a proxy that was killed) makes
+    /// this fail with 55006 until it is gone.
+    pub async fn start(settings: &ApplierSettings) -> Result<(Self, Lsn), ApplyError> {
+        let mut applier = Self::connect(settings).await?;
+        let place = applier.take_origin().await?;
+        applier.pipeline.commit().await?;
+        Ok((applier, place))
+    }
+
+    /// Connects, without the origin: what it commits so has no place.
+    pub(super) async fn connect(settings: &ApplierSettings) -> Result<Self, ApplyError> {
+        let mut backend =
+            Backend::connect(&settings.address, &settings.login, settings.timeout).await?;
+        backend.query(&session()).await?;
+        backend.query(ENCODING).await?;
+        let rows = backend.query(CONNECTION_SETTINGS).await?;
+        let text = |at: usize| rows.first().and_then(|row| row.get(at).cloned().flatten());
+        let mut pipeline = Pipeline::new(backend);
+        for (name, text) in STATEMENTS {
+            pipeline.prepare(name, text);
+        }
+        pipeline.commit().await?;
+        Ok(Self {
+            pipeline,
+            tables: HashMap::new(),
+            names: 0,
+            query: None,
+            runners: HashMap::new(),
+            distrust: false,
+            origin: origin_name(settings.term, &settings.login.database),
+            places: PLACES_KEPT,
+            filling: None,
+            superuser: settings.superuser.clone(),
+            secret: settings.runner_secret.clone(),
+            search_path: text(0).unwrap_or_default(),
+            encoding: text(1).unwrap_or_default(),
+        })
+    }
+
+    /// Takes the origin for this connection, and tells the place that is durable there.
+    async fn take_origin(&mut self) -> Result<Lsn, ApplyError> {
+        let origin = self.origin.clone();
+        let name: [Value<'_>; 1] = [Some(origin.as_bytes())];
+        self.pipeline.prepare("", TAKE_ORIGIN);
+        self.pipeline.query("", name.into_iter()).await?;
+        self.pipeline.prepare("", PLACE);
+        let rows = self.pipeline.query("", name.into_iter()).await?;
+        let place = rows.first().and_then(|row| row.first()?.as_ref());
+        let place = place.and_then(|lsn| lsn.parse().ok());
+        place.ok_or(ApplyError::NoPlace(origin))
+    }
+
+    /// Leaves the origin to another connection, between two transactions.
+    pub(super) async fn release_origin(&mut self) -> Result<(), ApplyError> {
+        self.pipeline.prepare("", RELEASE_ORIGIN);
+        self.pipeline.execute("", std::iter::empty(), false);
+        Ok(self.pipeline.commit().await?)
+    }
+
+    /// Commits what was applied ahead as `unit`, when everything before it is durable and nobody has the origin.
+    pub(super) async fn take_over(&mut self, unit: &Unit) -> Result<(), ApplyError> {
+        let place = self.take_origin().await?;
+        if place >= unit.id.lsn {
+            return Err(ApplyError::GivenUp("it is there already"));
+        }
+        self.begin_unit(unit.id);
+        self.end(unit).await
+    }
+}
