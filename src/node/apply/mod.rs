@@ -8,4 +8,5 @@ pub mod facts;
 pub mod pipeline;
 pub mod session;
 pub mod sql;
+pub mod text;
 mod views;
