@@ -134,7 +134,7 @@ async fn rule_11_the_code_of_an_index_that_comes_late_runs_as_the_owner() {
     only_as_mallory(&cluster, &["late"]);
 }
 
-/// An operator that fits a comparison of catalog columns better than PostgreSQL's own.
+/// An operator that fits a comparison of catalog columns better than the server's own.
 #[tokio::test(flavor = "multi_thread")]
 async fn rule_11_what_the_applier_asks_of_the_catalog_runs_no_operator_of_a_user() {
     let cluster = TestCluster::start().await;
@@ -147,6 +147,47 @@ async fn rule_11_what_the_applier_asks_of_the_catalog_runs_no_operator_of_a_user
     run(&mallory, "insert into mal.plain values (1)").await;
     cluster.assert_nodes_equal().await;
     only_as_mallory(&cluster, &[]);
+}
+
+/// Temporary relations come before the catalog wherever a search path does not name `pg_temp`.
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_11_temporary_views_called_like_catalogs_deceive_nobody() {
+    let cluster = TestCluster::start().await;
+    let mallory = with_mallory(&cluster).await;
+    let trap = "create function mal.gain(o oid) returns oid language plpgsql as $$ begin
+          raise log 'told: temporary %', current_user; return o; end $$;
+        create function mal.lay() returns void language plpgsql as $$ declare v name; begin
+          foreach v in array array['pg_class', 'pg_proc', 'pg_namespace', 'pg_trigger', 'pg_depend'] loop
+            if to_regclass('pg_temp.' || v) is null then
+              execute format('create temp view %1$I as select %2$s from pg_catalog.%1$I', v,
+                (select string_agg(case when attname = 'oid' or attname = 'objid' then format('mal.gain(%1$I) as %1$I', attname)
+                                        else quote_ident(attname) end, ',' order by attnum)
+                   from pg_catalog.pg_attribute where attrelid = ('pg_catalog.' || v)::regclass and attnum > 0));
+            end if;
+          end loop; end $$;
+        create function mal.trap(v int) returns bool language plpgsql as $$ begin
+          if session_user = 'synapsedb_applier' then perform mal.lay(); end if; return true; end $$;
+        create table mal.t (id int primary key check (mal.trap(id)))";
+    run(&mallory, trap).await;
+    run(
+        &mallory,
+        "insert into mal.t values (1); insert into mal.t values (2)",
+    )
+    .await;
+    run(&mallory, "create table mal.more (a int)").await;
+    run(&mallory, "insert into mal.t values (3)").await;
+    run(&mallory, "select mal.lay()").await;
+    run(
+        &mallory,
+        "create table mal.on_the_writer (a int); alter table mal.on_the_writer add b int; drop table mal.on_the_writer",
+    )
+    .await;
+    cluster.assert_nodes_equal().await;
+    for node in 0..3 {
+        let told = told(&cluster, node);
+        let other = told.iter().find(|told| *told != "temporary mallory");
+        assert_eq!(other, None, "node {node}");
+    }
 }
 
 /// What ordinary tables hold is written by the fast way.
@@ -266,8 +307,8 @@ async fn rule_11_an_index_is_built_beside_the_stream_as_the_role_that_made_it() 
             node.simple_query(sql).await.is_ok()
         })
         .await;
-        let made = ask(&node, sql).await;
-        assert!(made.contains("mal.f(a)"), "node {index}: {made}");
+        let found = ask(&node, sql).await;
+        assert!(found.contains("mal.f(a)"), "node {index}: {found}");
     }
 }
 

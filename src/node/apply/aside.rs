@@ -139,10 +139,10 @@ impl Aside {
 
     /// As the role that ran the command on the writer. Where that one lacks a right here, as the superuser:
     /// the writer has the index, so this node needs it too.
-    async fn build(&self, build: &Build) -> Result<(), ControlError> {
-        let Some(concurrent) = concurrent_form(&build.command) else {
+    async fn build(&self, order: &Build) -> Result<(), ControlError> {
+        let Some(concurrent) = concurrent_form(&order.command) else {
             // Only index builds are noted here; what else stands there is not ours.
-            let command = &build.command;
+            let command = &order.command;
             tracing::error!(
                 node = self.node.0,
                 command,
@@ -151,14 +151,14 @@ impl Aside {
             return Ok(());
         };
         let built = self
-            .build_as(build, &concurrent, build.role.as_deref())
+            .build_as(order, &concurrent, order.role.as_deref())
             .await;
         match built {
             Err(error)
-                if build.role.is_some()
+                if order.role.is_some()
                     && error.sqlstate() == Some(SqlState::INSUFFICIENT_PRIVILEGE.code()) =>
             {
-                self.build_as(build, &concurrent, None).await
+                self.build_as(order, &concurrent, None).await
             }
             built => built,
         }
@@ -168,13 +168,13 @@ impl Aside {
     /// be a user's, and this is a superuser.
     async fn build_as(
         &self,
-        build: &Build,
+        order: &Build,
         concurrent: &str,
         role: Option<&str>,
     ) -> Result<(), ControlError> {
         let client = self.control.connect(self.node, &self.database).await?;
         let settings = SETTINGS.into_iter().filter_map(|name| {
-            let value = build.settings.get(name).and_then(Value::as_str)?;
+            let value = order.settings.get(name).and_then(Value::as_str)?;
             Some((name, value))
         });
         // The role last, and by its setting: what comes before may be asked by a superuser only.
@@ -185,7 +185,7 @@ impl Aside {
         let built = match client.batch_execute(concurrent).await {
             // A partitioned table, or an access method that can't.
             Err(error) if error.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) => {
-                let plain = pieces::plain_form(&build.command);
+                let plain = pieces::plain_form(&order.command);
                 client.batch_execute(&plain).await
             }
             built => built,
