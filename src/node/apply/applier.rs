@@ -10,11 +10,10 @@ use std::{collections::HashMap, sync::Arc};
 use super::aside;
 use super::ddl::{self, DdlRow};
 use super::error::ApplyError;
-use super::facts::{TABLE_FACTS, TableFacts};
+use super::facts::TableFacts;
 use super::pipeline::{Pipeline, Value};
 use super::session::{
-    ENCODING, HIDE_PARAMETERS, HOLD_STILL, NOTE_BUILD, RUNNER_NAME, STATEMENTS, quote_literal,
-    restore, session,
+    ENCODING, HIDE_PARAMETERS, NOTE_BUILD, RUNNER_NAME, STATEMENTS, quote_literal, restore, session,
 };
 use super::sql::{self, RowSql, Source};
 use super::text::Text;
@@ -75,7 +74,7 @@ struct Table {
 /// One follower's applier for one database.
 #[derive(Debug)]
 pub struct Applier {
-    pipeline: Pipeline,
+    pub(super) pipeline: Pipeline,
     tables: HashMap<usize, Table>,
     /// Indexes are being built beside the stream, so that what is known of a table holds for one transaction.
     building: bool,
@@ -88,7 +87,7 @@ pub struct Applier {
     /// By role: the quoted name of its runner.
     runners: HashMap<String, String>,
     /// Foreign code has run on this connection since its statements were prepared.
-    distrust: bool,
+    pub(super) distrust: bool,
     origin: String,
     /// Rows added to `applied_places` since the old ones were deleted.
     places: u32,
@@ -307,29 +306,6 @@ impl Applier {
         self.tables
             .get_mut(&key)
             .ok_or_else(|| ApplyError::NoTable(relation.name.clone()))
-    }
-
-    /// Until the transaction ends, no index of the table comes into use of which the catalog says nothing now.
-    fn hold_still(&mut self, relation: &Relation) {
-        let names = [&relation.namespace, &relation.name].map(|name| Some(name.as_bytes()));
-        self.pipeline.prepare("", HOLD_STILL);
-        self.pipeline.execute("", names.into_iter(), false);
-    }
-
-    /// What the follower says of a table at this moment.
-    pub(super) async fn facts(
-        &mut self,
-        schema: &str,
-        name: &str,
-    ) -> Result<TableFacts, ApplyError> {
-        let names: [Value<'_>; 2] = [Some(schema.as_bytes()), Some(name.as_bytes())];
-        let rows = if self.distrust {
-            self.pipeline.prepare("", TABLE_FACTS);
-            self.pipeline.query("", names.into_iter()).await?
-        } else {
-            self.pipeline.query("facts", names.into_iter()).await?
-        };
-        TableFacts::from_rows(&rows).ok_or_else(|| ApplyError::NoTable(format!("{schema}.{name}")))
     }
 
     fn prepare(pipeline: &mut Pipeline, names: &mut u64, row: RowSql) -> Arc<Prepared> {

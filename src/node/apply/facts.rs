@@ -5,6 +5,12 @@
 
 use std::collections::BTreeMap;
 
+use super::applier::Applier;
+use super::error::ApplyError;
+use super::pipeline::Value;
+use super::session::HOLD_STILL;
+use crate::wire::pgoutput::Relation;
+
 /// One column of a follower's table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ColumnFacts {
@@ -72,5 +78,30 @@ impl TableFacts {
             building: truth(first, 12),
             columns,
         })
+    }
+}
+
+impl Applier {
+    /// Until the transaction ends, no index of the table comes into use of which the catalog says nothing now.
+    pub(super) fn hold_still(&mut self, relation: &Relation) {
+        let names = [&relation.namespace, &relation.name].map(|name| Some(name.as_bytes()));
+        self.pipeline.prepare("", HOLD_STILL);
+        self.pipeline.execute("", names.into_iter(), false);
+    }
+
+    /// What the follower says of a table at this moment.
+    pub(super) async fn facts(
+        &mut self,
+        schema: &str,
+        name: &str,
+    ) -> Result<TableFacts, ApplyError> {
+        let names: [Value<'_>; 2] = [Some(schema.as_bytes()), Some(name.as_bytes())];
+        let rows = if self.distrust {
+            self.pipeline.prepare("", TABLE_FACTS);
+            self.pipeline.query("", names.into_iter()).await?
+        } else {
+            self.pipeline.query("facts", names.into_iter()).await?
+        };
+        TableFacts::from_rows(&rows).ok_or_else(|| ApplyError::NoTable(format!("{schema}.{name}")))
     }
 }
