@@ -307,7 +307,7 @@ async fn mallory_everywhere(cluster: &TestCluster) -> String {
 }
 
 /// What a server has logged, wherever it logs to.
-fn server_log(cluster: &TestCluster, at: usize) -> String {
+pub fn server_log(cluster: &TestCluster, at: usize) -> String {
     let server = cluster.server_ref(at);
     let mut text = std::fs::read(server.log()).unwrap_or_default();
     for file in std::fs::read_dir(server.data().join("log"))

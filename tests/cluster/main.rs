@@ -20,6 +20,7 @@ mod operators;
 mod random;
 mod random_ddl;
 mod release;
+mod rights;
 mod servers;
 mod smoke;
 mod tools;

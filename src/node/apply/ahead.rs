@@ -148,8 +148,7 @@ impl Applier {
         if finds && table.identity == Identity::Full {
             return Err(ApplyError::GivenUp("it changes rows without a key"));
         }
-        let facts = self.facts(table).await?;
-        if facts.user_code || facts.finds_by_user_code() {
+        if self.known(table).await?.user_code {
             return Err(ApplyError::GivenUp("it runs code of users"));
         }
         Ok(())

@@ -10,12 +10,13 @@ use std::{collections::HashMap, io, sync::Arc};
 use super::aside;
 use super::ddl::{self, DdlRow};
 use super::error::ApplyError;
-use super::facts::{TABLE_FACTS, TableFacts};
+use super::facts::TableFacts;
 use super::pipeline::{Pipeline, Value};
 use super::session::{
     HIDE_PARAMETERS, NOTE_BUILD, RUNNER_NAME, STATEMENTS, quote_literal, restore,
 };
 use super::sql::{self, RowSql, Source};
+use super::text::Text;
 use super::views::Filling;
 use crate::ids::UnitId;
 use crate::node::control::secret_hash;
@@ -44,6 +45,8 @@ pub(super) struct Table {
     /// Kept so that the address, which is the key, stays taken.
     _relation: Arc<Relation>,
     facts: TableFacts,
+    /// The transaction in which the facts were read.
+    read_in: u64,
     insert: Option<Arc<Prepared>>,
     copy: Option<Arc<Prepared>>,
     delete: Option<Arc<Prepared>>,
@@ -56,10 +59,14 @@ pub(super) struct Table {
 pub struct Applier {
     pub(super) pipeline: Pipeline,
     pub(super) tables: HashMap<usize, Table>,
+    /// Indexes are being built beside the stream, so that what is known of a table holds for one transaction.
+    pub(super) building: bool,
+    /// Counts the transactions.
+    pub(super) transaction: u64,
     /// Counts the statements prepared, for their names.
     pub(super) names: u64,
     /// The unit's last logged client text, for rows that do not repeat it.
-    pub(super) query: Option<String>,
+    pub(super) query: Option<Text>,
     /// By role: the quoted name of its runner.
     pub(super) runners: HashMap<String, String>,
     /// Foreign code has run on this connection since its statements were prepared.
@@ -80,6 +87,7 @@ impl Applier {
     /// that was spilled, must come alone. Not cancel safe: after a drop or an error, start anew.
     pub async fn apply(&mut self, units: &[Arc<Unit>]) -> Result<(), ApplyError> {
         debug_assert!(units.len() == 1 || units.iter().all(|unit| !unit.has_ddl));
+        self.transaction += 1;
         for unit in units {
             self.begin_unit(unit.id);
             match &unit.changes {
@@ -205,7 +213,7 @@ impl Applier {
         }
     }
 
-    pub(super) async fn facts(
+    pub(super) async fn known(
         &mut self,
         relation: &Arc<Relation>,
     ) -> Result<&TableFacts, ApplyError> {
@@ -220,29 +228,33 @@ impl Applier {
     /// The table's facts, read from the follower when first needed.
     async fn table(&mut self, relation: &Arc<Relation>) -> Result<&mut Table, ApplyError> {
         let key = Arc::as_ptr(relation) as usize;
-        if !self.tables.contains_key(&key) {
-            let names: [Value<'_>; 2] = [
-                Some(relation.namespace.as_bytes()),
-                Some(relation.name.as_bytes()),
-            ];
-            let rows = if self.distrust {
-                self.pipeline.prepare("", TABLE_FACTS);
-                self.pipeline.query("", names.into_iter()).await?
-            } else {
-                self.pipeline.query("facts", names.into_iter()).await?
-            };
-            let facts = TableFacts::from_rows(&rows).ok_or_else(|| {
-                ApplyError::NoTable(format!("{}.{}", relation.namespace, relation.name))
-            })?;
-            let table = Table {
-                _relation: Arc::clone(relation),
-                facts,
-                insert: None,
-                copy: None,
-                delete: None,
-                updates: HashMap::new(),
-            };
-            self.tables.insert(key, table);
+        let (building, transaction) = (self.building, self.transaction);
+        let known = |table: &Table| !building || table.read_in == transaction;
+        if !self.tables.get(&key).is_some_and(known) {
+            if building {
+                self.hold_still(relation);
+            }
+            let facts = self.facts(&relation.namespace, &relation.name).await?;
+            if building && !facts.building {
+                // What was read of other tables while indexes were being built may be wrong by now.
+                self.building = false;
+                self.tables.retain(|at, _| *at == key);
+            }
+            match self.tables.get_mut(&key) {
+                Some(table) if table.facts == facts => table.read_in = transaction,
+                _ => {
+                    let table = Table {
+                        _relation: Arc::clone(relation),
+                        facts,
+                        read_in: transaction,
+                        insert: None,
+                        copy: None,
+                        delete: None,
+                        updates: HashMap::new(),
+                    };
+                    self.tables.insert(key, table);
+                }
+            }
         }
         self.tables
             .get_mut(&key)
@@ -311,7 +323,7 @@ impl Applier {
 
     async fn delete(&mut self, relation: &Arc<Relation>, old: &Tuple) -> Result<(), ApplyError> {
         let table = self.table(relation).await?;
-        if table.facts.finds_by_user_code() {
+        if table.facts.user_code {
             let row = sql::delete(&table.facts, relation, old)?;
             return self.as_owner(relation, &row, Some(old), old).await;
         }
@@ -381,7 +393,7 @@ impl Applier {
             names.push(self.table(relation).await?.facts.name.clone());
         }
         let command = format!("truncate only {}", names.join(", "));
-        self.as_superuser(&command).await
+        self.as_superuser(command.as_bytes()).await
     }
 
     /// Writes one row as the table's owner, so that code in its constraints has no more rights than there.
@@ -393,15 +405,16 @@ impl Applier {
         new: &Tuple,
     ) -> Result<(), ApplyError> {
         let facts = &self.table(relation).await?.facts;
-        let (owner, lift) = (facts.owner.clone(), ddl::forced_security(facts));
+        let owner = facts.owner.clone();
+        let before_and_after = [facts.lend.clone(), ddl::forced_security(facts)];
         let command = ddl::with_literals(row, old.unwrap_or(new), new);
         let settings = ddl::one_row(&self.search_path);
-        if let Some((lift, _)) = &lift {
-            self.as_superuser(lift).await?;
+        for (before, _) in before_and_after.iter().flatten() {
+            self.as_superuser(before.as_bytes()).await?;
         }
-        self.as_role(&owner, &command, &settings).await?;
-        if let Some((_, restore)) = &lift {
-            self.as_superuser(restore).await?;
+        self.as_role(&owner, &command, settings.as_bytes()).await?;
+        for (_, after) in before_and_after.iter().flatten().rev() {
+            self.as_superuser(after.as_bytes()).await?;
         }
         self.tables.clear();
         Ok(())
@@ -409,9 +422,14 @@ impl Applier {
 
     async fn ddl(&mut self, unit: &Unit, row: &DdlRow) -> Result<(), ApplyError> {
         if let Some((command, row)) = aside::build_of(unit) {
-            let values: [Value<'_>; 2] = [Some(command.as_bytes()), Some(row.settings.as_bytes())];
+            let values: [Value<'_>; 3] = [
+                Some(&command),
+                Some(&row.settings.bytes()),
+                Some(row.role.as_bytes()),
+            ];
             self.pipeline.prepare("", NOTE_BUILD);
             self.pipeline.execute("", values.into_iter(), true);
+            self.building = true;
             return Ok(());
         }
         if row.query.is_some() && !row.nested {
@@ -420,10 +438,11 @@ impl Applier {
         let Some(row) = ddl::row_to_run(unit, row)? else {
             return Ok(());
         };
-        let command = ddl::command(&row, self.query.as_deref())?;
+        let command = ddl::command(&row, self.query.as_ref())?;
         self.pipeline
             .note(|| format!("unit {}: {}", unit.id, ddl::first_line(&command)));
-        self.as_role(&row.role, &command, &row.settings).await?;
+        self.as_role(&row.role, &command, &row.settings.bytes())
+            .await?;
         if let Some(more) = ddl::follow_up(&row) {
             self.as_superuser(&more).await?;
         }
@@ -440,8 +459,8 @@ impl Applier {
     pub(super) async fn as_role(
         &mut self,
         role: &str,
-        command: &str,
-        settings: &str,
+        command: &[u8],
+        settings: &[u8],
     ) -> Result<(), ApplyError> {
         if role == self.superuser {
             return self.run_by(role, command, settings).await;
@@ -449,15 +468,15 @@ impl Applier {
         let hash = secret_hash(&self.secret);
         let quoted = quote_literal(role);
         let make = format!("select synapsedb.make_runner({quoted}, '{hash}')");
-        self.as_superuser(&make).await?;
+        self.as_superuser(make.as_bytes()).await?;
         self.run_by(role, command, settings).await?;
         let drop = format!("select synapsedb.drop_runners({quoted})");
-        self.as_superuser(&drop).await
+        self.as_superuser(drop.as_bytes()).await
     }
 
-    pub(super) async fn as_superuser(&mut self, command: &str) -> Result<(), ApplyError> {
+    pub(super) async fn as_superuser(&mut self, command: &[u8]) -> Result<(), ApplyError> {
         let superuser = self.superuser.clone();
-        self.run_by(&superuser, command, "{}").await
+        self.run_by(&superuser, command, b"{}").await
     }
 
     /// Calls a runner. Parsed anew each time: code that a row or a command set off could have replaced
@@ -465,8 +484,8 @@ impl Applier {
     async fn run_by(
         &mut self,
         role: &str,
-        command: &str,
-        settings: &str,
+        command: &[u8],
+        settings: &[u8],
     ) -> Result<(), ApplyError> {
         self.distrust = true;
         let runner = self.runner(role).await?;
@@ -476,11 +495,7 @@ impl Applier {
             "select {runner}($1::pg_catalog.text, $2::pg_catalog.text, $3::pg_catalog.jsonb)"
         );
         self.pipeline.prepare("", &call);
-        let values: [Value<'_>; 3] = [
-            Some(self.secret.as_bytes()),
-            Some(command.as_bytes()),
-            Some(settings.as_bytes()),
-        ];
+        let values: [Value<'_>; 3] = [Some(self.secret.as_bytes()), Some(command), Some(settings)];
         self.pipeline.execute("", values.into_iter(), false);
         // Settings that the command or code behind it made would hold for every row that follows.
         self.pipeline.prepare("", &restore());

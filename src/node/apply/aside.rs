@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tokio::sync::{Notify, watch};
-use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Row};
 
 use super::ddl::DdlRow;
 use crate::ids::NodeId;
@@ -36,7 +36,7 @@ const SETTINGS: [&str; 8] = [
 ];
 
 /// A unit that is one index build and nothing else: the command in its plain form, and its row.
-pub fn build_of(unit: &Unit) -> Option<(String, DdlRow)> {
+pub fn build_of(unit: &Unit) -> Option<(Vec<u8>, DdlRow)> {
     let Changes::Memory(changes) = &unit.changes else {
         return None;
     };
@@ -50,8 +50,10 @@ pub fn build_of(unit: &Unit) -> Option<(String, DdlRow)> {
     if row.tag != "CREATE INDEX" {
         return None;
     }
-    let command = super::ddl::command(&row, row.query.as_deref()).ok()?;
-    concurrent_form(&command)?;
+    let command = super::ddl::command(&row, row.query.as_ref()).ok()?;
+    // What can't be read as text here could not be read back by the worker either.
+    concurrent_form(std::str::from_utf8(&command).ok()?)?;
+    std::str::from_utf8(&row.settings.bytes()).ok()?;
     Some((command, row))
 }
 
@@ -118,7 +120,7 @@ impl Aside {
         loop {
             let rows = client
                 .query(
-                    "select id, command, settings from synapsedb.pending_indexes order by id",
+                    "select id, command, settings, role::text from synapsedb.pending_indexes order by id",
                     &[],
                 )
                 .await?;
@@ -126,25 +128,21 @@ impl Aside {
             let Some(row) = rows.first() else {
                 return Ok(());
             };
-            let (id, command, settings): (i64, String, Value) =
-                (row.get(0), row.get(1), row.get(2));
+            let (id, build): (i64, _) = (row.get(0), Build::of(row));
             tracing::info!(node = self.node.0, database = %self.database, pending = rows.len(), "building an index beside the stream");
             drop_broken(&client).await?;
-            self.build(&command, &settings).await?;
-            client
-                .execute(
-                    "delete from synapsedb.pending_indexes where id = $1",
-                    &[&id],
-                )
-                .await?;
+            self.build(&build).await?;
+            let delete = "delete from synapsedb.pending_indexes where id = $1";
+            client.execute(delete, &[&id]).await?;
         }
     }
 
-    /// On a connection of its own, on which nothing else is said: under the row's search path any operator may
-    /// be a user's, and this is a superuser.
-    async fn build(&self, command: &str, settings: &Value) -> Result<(), ControlError> {
-        let Some(concurrent) = concurrent_form(command) else {
+    /// As the role that ran the command on the writer. Where that one lacks a right here, as the superuser:
+    /// the writer has the index, so this node needs it too.
+    async fn build(&self, order: &Build) -> Result<(), ControlError> {
+        let Some(concurrent) = concurrent_form(&order.command) else {
             // Only index builds are noted here; what else stands there is not ours.
+            let command = &order.command;
             tracing::error!(
                 node = self.node.0,
                 command,
@@ -152,21 +150,43 @@ impl Aside {
             );
             return Ok(());
         };
-        let client = self.control.connect(self.node, &self.database).await?;
-        for name in SETTINGS {
-            if let Some(value) = settings.get(name).and_then(Value::as_str) {
-                client
-                    .query_one(
-                        "select pg_catalog.set_config($1, $2, false)",
-                        &[&name, &value],
-                    )
-                    .await?;
+        let built = self
+            .build_as(order, &concurrent, order.role.as_deref())
+            .await;
+        match built {
+            Err(error)
+                if order.role.is_some()
+                    && error.sqlstate() == Some(SqlState::INSUFFICIENT_PRIVILEGE.code()) =>
+            {
+                self.build_as(order, &concurrent, None).await
             }
+            built => built,
         }
-        let built = match client.batch_execute(&concurrent).await {
+    }
+
+    /// On a connection of its own, on which nothing else is said: under the row's search path any operator may
+    /// be a user's, and this is a superuser.
+    async fn build_as(
+        &self,
+        order: &Build,
+        concurrent: &str,
+        role: Option<&str>,
+    ) -> Result<(), ControlError> {
+        let client = self.control.connect(self.node, &self.database).await?;
+        let settings = SETTINGS.into_iter().filter_map(|name| {
+            let value = order.settings.get(name).and_then(Value::as_str)?;
+            Some((name, value))
+        });
+        // The role last, and by its setting: what comes before may be asked by a superuser only.
+        for (name, value) in settings.chain(role.map(|role| ("role", role))) {
+            let set = "select pg_catalog.set_config($1, $2, false)";
+            client.query_one(set, &[&name, &value]).await?;
+        }
+        let built = match client.batch_execute(concurrent).await {
             // A partitioned table, or an access method that can't.
             Err(error) if error.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) => {
-                client.batch_execute(&pieces::plain_form(command)).await
+                let plain = pieces::plain_form(&order.command);
+                client.batch_execute(&plain).await
             }
             built => built,
         };
@@ -174,6 +194,24 @@ impl Aside {
             // It was built before the proxy could cross it off.
             Err(error) if error.code() == Some(&SqlState::DUPLICATE_TABLE) => Ok(()),
             built => Ok(built?),
+        }
+    }
+}
+
+/// One row of `pending_indexes`.
+struct Build {
+    command: String,
+    settings: Value,
+    /// None where it was noted by an older version.
+    role: Option<String>,
+}
+
+impl Build {
+    fn of(row: &Row) -> Self {
+        Self {
+            command: row.get(1),
+            settings: row.get(2),
+            role: row.get(3),
         }
     }
 }

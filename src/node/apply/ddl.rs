@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::facts::TableFacts;
 use super::sql::{RowSql, Source};
+use super::text::Text;
 use crate::node::unit::{Change, Changes, Unit};
 use crate::sql::pieces;
 use crate::wire::pgoutput::Relation;
@@ -42,27 +43,39 @@ pub struct DdlRow {
     /// Whether the text is that of a statement inside a function.
     pub nested: bool,
     /// The text it stands in; none where the unit's last such text holds it.
-    pub query: Option<String>,
+    pub query: Option<Text>,
     /// Settings that change its meaning, as a JSON object.
-    pub settings: String,
+    pub settings: Text,
     /// The command itself, where it is already known.
-    pub command: Option<String>,
+    pub command: Option<Text>,
     /// What is special about it.
     pub detail: Option<Value>,
+    /// The same as it came.
+    detail_text: Text,
 }
 
 impl DdlRow {
     /// Reads the row by its columns' names.
     pub fn from_tuple(table: &Relation, row: &Tuple) -> Result<Self, DdlError> {
         let columns: Vec<Datum<'_>> = row.iter().collect();
-        let text = |name: &'static str| -> Option<String> {
+        let bytes = |name: &'static str| -> Option<&[u8]> {
             let at = table.columns.iter().position(|c| c.name == name)?;
             match columns.get(at) {
-                Some(Datum::Text(bytes)) => String::from_utf8(bytes.to_vec()).ok(),
+                Some(Datum::Text(bytes)) => Some(*bytes),
                 _ => None,
             }
         };
-        let need = |name: &'static str| text(name).ok_or(DdlError::Column(name));
+        let need = |name: &'static str| {
+            let bytes = bytes(name).ok_or(DdlError::Column(name))?;
+            String::from_utf8(bytes.to_vec()).map_err(|_| DdlError::Column(name))
+        };
+        // Without its detail a command would do something else.
+        let detail_text = bytes("detail").map(Text::new);
+        let detail = detail_text
+            .as_ref()
+            .map(|text| serde_json::from_str(text.as_str()))
+            .transpose()
+            .map_err(|_| DdlError::Column("detail"))?;
         Ok(Self {
             role: need("role")?,
             tag: need("tag")?,
@@ -70,10 +83,11 @@ impl DdlRow {
                 .parse()
                 .map_err(|_| DdlError::Column("ordinal"))?,
             nested: need("nested")? == "t",
-            query: text("query"),
-            settings: text("settings").unwrap_or_else(|| "{}".to_owned()),
-            command: text("command"),
-            detail: text("detail").and_then(|json| serde_json::from_str(&json).ok()),
+            query: bytes("query").map(Text::new),
+            settings: bytes("settings").map_or_else(|| Text::from("{}"), Text::new),
+            command: bytes("command").map(Text::new),
+            detail,
+            detail_text: detail_text.unwrap_or_default(),
         })
     }
 
@@ -96,32 +110,31 @@ pub fn row_to_run(unit: &Unit, row: &DdlRow) -> Result<Option<DdlRow>, DdlError>
 
 /// What the follower must run for this row. `text` is the last client text of the unit, for a row that
 /// does not repeat it.
-pub fn command(row: &DdlRow, text: Option<&str>) -> Result<String, DdlError> {
-    let command = logged_command(row, text)?;
+pub fn command(row: &DdlRow, text: Option<&Text>) -> Result<Vec<u8>, DdlError> {
+    let whole = row.command.as_ref().or(row.query.as_ref()).or(text);
+    let whole = whole.ok_or(DdlError::Column("query"))?;
+    let command = logged_command(row, whole.as_str())?;
     let fills = row
         .detail
         .as_ref()
         .is_some_and(|d| d.get("contents").is_some());
     if fills && row.tag == "CREATE MATERIALIZED VIEW" {
-        return Ok(pieces::without_data(&command, conforming(row)));
+        return Ok(whole.bytes_of(&pieces::without_data(&command, conforming(row))));
     }
-    Ok(command)
+    Ok(whole.bytes_of(&command))
 }
 
 fn conforming(row: &DdlRow) -> bool {
     let off = "\"standard_conforming_strings\": \"off\"";
-    !row.settings.contains(off)
+    !row.settings.as_str().contains(off)
 }
 
-fn logged_command(row: &DdlRow, text: Option<&str>) -> Result<String, DdlError> {
-    if let Some(command) = &row.command {
-        return Ok(pieces::plain_form(command).into_owned());
+/// `whole` is the command itself where the row has it, else the text that it stands in.
+fn logged_command(row: &DdlRow, whole: &str) -> Result<String, DdlError> {
+    if row.command.is_some() {
+        return Ok(pieces::plain_form(whole).into_owned());
     }
-    let query = row
-        .query
-        .as_deref()
-        .or(text)
-        .ok_or(DdlError::Column("query"))?;
+    let query = whole;
     let conforming = conforming(row);
     let piece = if row.detail("kind") == Some("sql_function") {
         pieces::statement(query, row.ordinal, conforming)
@@ -136,14 +149,15 @@ fn logged_command(row: &DdlRow, text: Option<&str>) -> Result<String, DdlError> 
 }
 
 /// What the superuser's runner must run right after the command, where the row asks for anything.
-pub fn follow_up(row: &DdlRow) -> Option<String> {
+pub fn follow_up(row: &DdlRow) -> Option<Vec<u8>> {
     let detail = row.detail.as_ref()?;
     let asked = ["missing", "extension"];
     if asked.iter().all(|key| detail.get(key).is_none()) {
         return None;
     }
     let literal = detail.to_string().replace('\'', "''").replace('\\', "\\\\");
-    Some(format!("select synapsedb.follow_up(E'{literal}')"))
+    let call = format!("select synapsedb.follow_up(E'{literal}')");
+    Some(row.detail_text.bytes_of(&call))
 }
 
 /// Finds, later in the unit, the row that was logged when the command which began here had ended.
@@ -181,22 +195,22 @@ fn made_at(unit: &Unit, token: &str) -> Result<Option<DdlRow>, DdlError> {
 }
 
 /// A row's statement with its values written into the text, for the runner, which takes no parameters.
-pub fn with_literals(row: &RowSql, old: &Tuple, new: &Tuple) -> String {
+pub fn with_literals(row: &RowSql, old: &Tuple, new: &Tuple) -> Vec<u8> {
     let old: Vec<Datum<'_>> = old.iter().collect();
     let new: Vec<Datum<'_>> = new.iter().collect();
-    let mut text = String::with_capacity(row.text.len() + 64);
+    let mut text = Vec::with_capacity(row.text.len() + 64);
     let mut rest = row.text.as_str();
     // Names are quoted, so a dollar sign followed by a digit outside quotes is always a parameter.
     let mut quoted = false;
     while let Some(at) = rest.find(['$', '"']) {
-        text.push_str(&rest[..at]);
+        text.extend_from_slice(&rest.as_bytes()[..at]);
         let digits = rest[at + 1..]
             .bytes()
             .take_while(u8::is_ascii_digit)
             .count();
         if rest.as_bytes()[at] == b'"' || quoted || digits == 0 {
             quoted ^= rest.as_bytes()[at] == b'"';
-            text.push_str(&rest[at..=at]);
+            text.push(rest.as_bytes()[at]);
             rest = &rest[at + 1..];
             continue;
         }
@@ -207,17 +221,25 @@ pub fn with_literals(row: &RowSql, old: &Tuple, new: &Tuple) -> String {
             None => None,
         };
         match column {
-            Some(Datum::Text(value)) => {
-                text.push('\'');
-                text.push_str(&String::from_utf8_lossy(value).replace('\'', "''"));
-                text.push('\'');
-            }
-            _ => text.push_str("null"),
+            Some(Datum::Text(value)) => push_literal(&mut text, value),
+            _ => text.extend_from_slice(b"null"),
         }
         rest = &rest[at + 1 + digits..];
     }
-    text.push_str(rest);
+    text.extend_from_slice(rest.as_bytes());
     text
+}
+
+/// A literal, with `standard_conforming_strings` on; the bytes stay what they are.
+pub fn push_literal(text: &mut Vec<u8>, value: &[u8]) {
+    text.push(b'\'');
+    for &byte in value {
+        if byte == b'\'' {
+            text.push(byte);
+        }
+        text.push(byte);
+    }
+    text.push(b'\'');
 }
 
 /// The runner's settings for a command that writes one row.
@@ -238,8 +260,8 @@ pub fn forced_security(facts: &TableFacts) -> Option<(String, String)> {
 }
 
 /// For a log line: the beginning of a command, without its literals' length getting in the way.
-pub fn first_line(command: &str) -> String {
-    command
+pub fn first_line(command: &[u8]) -> String {
+    String::from_utf8_lossy(command)
         .trim()
         .lines()
         .next()

@@ -10,4 +10,5 @@ pub mod pipeline;
 pub mod session;
 pub mod sql;
 pub mod start;
+pub mod text;
 mod views;

@@ -73,8 +73,12 @@ pub const HIDE_PARAMETERS: &str =
     "select pg_catalog.set_config('log_parameter_max_length_on_error', '0', false)";
 
 /// An index that is built beside the stream.
-pub const NOTE_BUILD: &str = "insert into synapsedb.pending_indexes (command, settings) \
-     values ($1::pg_catalog.text, $2::pg_catalog.jsonb)";
+pub const NOTE_BUILD: &str = "insert into synapsedb.pending_indexes (command, settings, role) \
+     values ($1::pg_catalog.text, $2::pg_catalog.jsonb, $3::pg_catalog.name)";
+
+/// Locks a table against indexes that come into use unseen.
+pub const HOLD_STILL: &str =
+    "select synapsedb.hold_still($1::pg_catalog.text, $2::pg_catalog.text)";
 
 /// How the schema calls a role's runner.
 pub const RUNNER_NAME: &str = "select 'synapsedb.' operator(pg_catalog.||) pg_catalog.quote_ident(synapsedb.runner_name($1::pg_catalog.name)::pg_catalog.text)";

@@ -61,6 +61,8 @@ impl Applier {
         Ok(Self {
             pipeline,
             tables: HashMap::new(),
+            building: true,
+            transaction: 0,
             names: 0,
             query: None,
             runners: HashMap::new(),

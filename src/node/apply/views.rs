@@ -7,7 +7,7 @@
 use serde_json::Value;
 
 use super::applier::Applier;
-use super::ddl::DdlRow;
+use super::ddl::{DdlRow, push_literal};
 use super::error::ApplyError;
 use super::session::quote_literal;
 use crate::node::unit::Change;
@@ -22,6 +22,8 @@ pub struct Filling {
     /// Qualified and quoted.
     quoted: String,
     owner: String,
+    /// What lends the owner the rights that he lacks on his own view, and what takes them back.
+    lend: Option<(String, String)>,
 }
 
 impl Filling {
@@ -37,38 +39,46 @@ impl Filling {
             name: text(name)?,
             quoted: text(quoted)?,
             owner: text(owner)?,
+            lend: None,
         })
     }
 
     /// What the superuser's runner must run: `open_view` before the first line, `seal_view` behind the last.
-    fn call(&self, function: &str) -> String {
+    fn call(&self, function: &str) -> Vec<u8> {
         let (schema, name) = (quote_literal(&self.schema), quote_literal(&self.name));
-        format!("select synapsedb.{function}({schema}, {name})")
+        format!("select synapsedb.{function}({schema}, {name})").into_bytes()
     }
 
     /// Writes one line's rows. The subselect is kept whole by its OFFSET, so that each record is read once.
-    fn insert(&self, lines: &str) -> String {
-        let (view, lines) = (&self.quoted, quote_literal(lines));
-        format!(
-            "insert into {view} select (x.r).* from (select l::{view} as r \
-             from pg_catalog.unnest({lines}::pg_catalog.text[]) l offset 0) x"
+    fn insert(&self, lines: &[u8]) -> Vec<u8> {
+        let view = &self.quoted;
+        let mut command = format!(
+            "insert into {view} select (x.r).* from (select l::{view} as r from pg_catalog.unnest("
         )
+        .into_bytes();
+        push_literal(&mut command, lines);
+        command.extend_from_slice(b"::pg_catalog.text[]) l offset 0) x");
+        command
     }
 }
 
 /// The lines of a change that carries some: none inside where it is the end.
-pub fn lines(table: &Relation, new: &Tuple) -> Option<String> {
+pub fn lines(table: &Relation, new: &Tuple) -> Option<Vec<u8>> {
     let at = table.columns.iter().position(|c| c.name == "lines")?;
     match new.iter().nth(at) {
-        Some(Datum::Text(bytes)) => Some(String::from_utf8_lossy(bytes).into_owned()),
+        Some(Datum::Text(bytes)) => Some(bytes.to_vec()),
         _ => None,
     }
 }
 
 impl Applier {
     /// Behind the command that left the view empty.
-    pub(super) async fn open_view(&mut self, view: Filling) -> Result<(), ApplyError> {
+    pub(super) async fn open_view(&mut self, mut view: Filling) -> Result<(), ApplyError> {
         self.as_superuser(&view.call("open_view")).await?;
+        view.lend = self.facts(&view.schema, &view.name).await?.lend;
+        if let Some((lend, _)) = &view.lend {
+            self.as_superuser(lend.as_bytes()).await?;
+        }
         self.filling = Some(view);
         Ok(())
     }
@@ -79,10 +89,13 @@ impl Applier {
             return Ok(());
         };
         let Some(lines) = lines(table, new) else {
+            if let Some((_, take_back)) = &view.lend {
+                self.as_superuser(take_back.as_bytes()).await?;
+            }
             return self.as_superuser(&view.call("seal_view")).await;
         };
         let settings = serde_json::json!({ "search_path": self.search_path }).to_string();
-        self.as_role(&view.owner, &view.insert(&lines), &settings)
+        self.as_role(&view.owner, &view.insert(&lines), settings.as_bytes())
             .await?;
         self.filling = Some(view);
         Ok(())

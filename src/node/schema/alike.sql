@@ -4,7 +4,7 @@
 -- the same transaction made before.
 create unlogged table if not exists synapsedb.command_ids (only_row bool);
 create or replace function synapsedb.note_command_id() returns void
-  language plpgsql security definer set search_path = pg_catalog
+  language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_command cid;
@@ -23,7 +23,7 @@ $$;
 
 -- Whether a catalog row was written by the ALTER TABLE that is just ending. In doubt, true.
 create or replace function synapsedb.is_recent(p_xmin xid, p_cmin cid) returns boolean
-  language plpgsql stable set search_path = pg_catalog
+  language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
 begin
   return ((p_xmin::text::bigint - (pg_current_xact_id()::text::bigint & 4294967295)) & 4294967295) < 2147483648
@@ -34,7 +34,7 @@ $$;
 -- Whether an expression or a statement's text gives the same values on every node. By names, and
 -- in doubt false: what is called must be immutable, or depend only on settings that travel.
 create or replace function synapsedb.is_fixed(p_text text) returns boolean
-  language plpgsql stable set search_path = pg_catalog
+  language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_name text;
@@ -66,7 +66,7 @@ $$;
 
 -- Whether the values that a new column got in old rows are the same wherever the command runs.
 create or replace function synapsedb.has_fixed_default(p_table oid, p_column int2) returns boolean
-  language plpgsql stable set search_path = pg_catalog
+  language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_default text;
@@ -88,7 +88,7 @@ $$;
 -- ADD COLUMN ... DEFAULT now() stores one value for all old rows in the catalog and rewrites nothing:
 -- those values, for the followers to store too. Null where there are none.
 create or replace function synapsedb.missing_values(p_tables oid[]) returns jsonb
-  language plpgsql stable set search_path = pg_catalog
+  language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
 begin
   return (
@@ -106,7 +106,7 @@ $$;
 
 -- Whether a rewrite of a table gives the same rows on every node.
 create or replace function synapsedb.is_rewritten_alike(p_table oid, p_reason int, p_text text) returns boolean
-  language plpgsql stable set search_path = pg_catalog
+  language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
 begin
   if (select relpersistence from pg_class where oid = p_table) = 't' then
@@ -128,7 +128,7 @@ $$;
 -- constraints and index expressions may call anybody's functions; only what runs no such code is done
 -- with more rights: making the copy, emptying, putting triggers and forced row security to sleep.
 create or replace function synapsedb.spread_rows(p_tables oid[]) returns void
-  language plpgsql set search_path = pg_catalog
+  language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_table oid;
@@ -177,7 +177,7 @@ $$;
 -- of it is logged: it is over before the command is.
 create or replace function synapsedb.pause_table(p_table oid, p_caller name, p_empties boolean) returns void
   language plpgsql security definer
-  set search_path = pg_catalog set session_replication_role = replica set client_min_messages = error
+  set search_path = pg_catalog, pg_temp set session_replication_role = replica set client_min_messages = error
 as $$
 declare
   v_name text := p_table::regclass::text;
@@ -211,7 +211,7 @@ $$;
 
 create or replace function synapsedb.empty_table(p_table oid) returns void
   language plpgsql security definer
-  set search_path = pg_catalog set session_replication_role = replica set client_min_messages = error
+  set search_path = pg_catalog, pg_temp set session_replication_role = replica set client_min_messages = error
 as $$
 begin
   perform synapsedb.assert_trusted();
@@ -221,7 +221,7 @@ $$;
 
 create or replace function synapsedb.resume_table(p_table oid) returns void
   language plpgsql security definer
-  set search_path = pg_catalog set session_replication_role = replica set client_min_messages = error
+  set search_path = pg_catalog, pg_temp set session_replication_role = replica set client_min_messages = error
 as $$
 declare
   v_name text := p_table::regclass::text;

@@ -2,7 +2,7 @@
 
 create or replace function synapsedb.on_ddl_end() returns event_trigger
   language plpgsql
-  set search_path = pg_catalog set row_security = on set quote_all_identifiers = off
+  set search_path = pg_catalog, pg_temp set row_security = on set quote_all_identifiers = off
 as $$
 declare
   v_stack text := synapsedb.stack();

@@ -4,7 +4,7 @@
 -- The settings that change what a text means, as they are for the caller; his search_path was
 -- noted by on_path just before, since these functions see only their own.
 create or replace function synapsedb.settings_now() returns jsonb
-  language plpgsql set search_path = pg_catalog
+  language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 begin
   return jsonb_build_object(
@@ -35,7 +35,7 @@ $$;
 
 -- Whether an object lives, or hangs on something that lives, in a temporary schema.
 create or replace function synapsedb.is_temporary(p_class oid, p_object oid) returns boolean
-  language plpgsql stable set search_path = pg_catalog
+  language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_relation oid;
@@ -73,7 +73,7 @@ $$;
 create or replace function synapsedb.locate_command(
     p_stack text, p_tag text,
     out nested bool, out query text, out ordinal int, out command text, out detail jsonb, out counter text)
-  language plpgsql set search_path = pg_catalog
+  language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_match text[];
@@ -117,7 +117,7 @@ $$;
 
 create or replace function synapsedb.on_ddl_start() returns event_trigger
   language plpgsql
-  set search_path = pg_catalog set row_security = on set quote_all_identifiers = off
+  set search_path = pg_catalog, pg_temp set row_security = on set quote_all_identifiers = off
 as $$
 declare
   v_tag text := tg_tag;
@@ -160,7 +160,7 @@ $$;
 
 -- Whether a text is one CREATE TEMPORARY TABLE AS or SELECT INTO TEMPORARY: then no place is logged for it.
 create or replace function synapsedb.is_plainly_temporary(p_stack text) returns boolean
-  language plpgsql stable set search_path = pg_catalog
+  language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_text text;
@@ -178,7 +178,7 @@ $$;
 
 -- What the privileges on this session's temporary objects look like: no event says what a GRANT was on.
 create or replace function synapsedb.temporary_acls() returns text
-  language plpgsql stable set search_path = pg_catalog
+  language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
 begin
   if pg_my_temp_schema() = 0 then
@@ -197,7 +197,7 @@ $$;
 -- The table that a DETACH PARTITION ... CONCURRENTLY names and its CHECK constraints, as table/oid/oid: the
 -- command leaves one more behind, which its plain form does not. It always stands alone in its text.
 create or replace function synapsedb.detached_checks(p_text text) returns text
-  language plpgsql stable set search_path = pg_catalog
+  language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_name text := substring(p_text from E'(?i)\\mdetach\\s+partition\\s+((?:"(?:[^"]|"")+"|[[:alpha:]_][\\w$]*)'
@@ -210,7 +210,7 @@ begin
   -- Nothing but these two calls may run under the caller's search_path.
   perform pg_catalog.set_config('search_path', pg_catalog.current_setting('synapsedb.path'), true);
   v_table := pg_catalog.to_regclass(v_name);
-  perform pg_catalog.set_config('search_path', 'pg_catalog', true);
+  perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
   return (select concat_ws('/', v_table, string_agg(c.oid::text, '/'))
             from pg_constraint c where c.conrelid = v_table and c.contype = 'c');
 end
@@ -219,7 +219,7 @@ $$;
 -- Notes for on_ddl_end what a command dropped, which only this event can see.
 create or replace function synapsedb.on_sql_drop() returns event_trigger
   language plpgsql
-  set search_path = pg_catalog set row_security = on set quote_all_identifiers = off
+  set search_path = pg_catalog, pg_temp set row_security = on set quote_all_identifiers = off
 as $$
 declare
   v_mine text := md5(synapsedb.stack());
@@ -250,7 +250,7 @@ $$;
 
 create or replace function synapsedb.on_table_rewrite() returns event_trigger
   language plpgsql
-  set search_path = pg_catalog set row_security = on set quote_all_identifiers = off
+  set search_path = pg_catalog, pg_temp set row_security = on set quote_all_identifiers = off
 as $$
 declare
   v_mine text := md5(synapsedb.stack());
@@ -266,7 +266,7 @@ $$;
 create or replace function synapsedb.log_command(secret text, tag text, command text, settings jsonb, detail jsonb)
   returns void
   language plpgsql
-  set search_path = pg_catalog set row_security = on set quote_all_identifiers = off
+  set search_path = pg_catalog, pg_temp set row_security = on set quote_all_identifiers = off
 as $$
 declare
   v_tag text := log_command.tag;
@@ -284,7 +284,7 @@ end
 $$;
 
 create or replace function synapsedb.is_log_secret(secret text) returns boolean
-  language plpgsql stable security definer set search_path = pg_catalog
+  language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
   return coalesce((select k.log_hash = encode(sha256(convert_to(is_log_secret.secret, 'UTF8')), 'hex')
@@ -294,7 +294,7 @@ $$;
 
 -- Sets the hash (SHA-256, hex) of the secret that log_command asks for. For superusers, on each node.
 create or replace function synapsedb.set_log_hash(hash text) returns void
-  language plpgsql set search_path = pg_catalog
+  language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 begin
   update synapsedb.node_key k set log_hash = set_log_hash.hash where k.log_hash is distinct from set_log_hash.hash;

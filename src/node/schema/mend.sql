@@ -4,14 +4,14 @@
 -- The index by which a changed row is told apart in the stream; null where there is none, or where one of its
 -- columns is generated, which the stream leaves out.
 create or replace function synapsedb.stream_key(p_table oid) returns oid
-  language sql stable set search_path = pg_catalog
+  language sql stable set search_path = pg_catalog, pg_temp
 as $$
   select k.key::oid from (select pg_get_replica_identity_index(p_table) as key) k
    where not synapsedb.has_generated(k.key)
 $$;
 
 create or replace function synapsedb.has_generated(p_index oid) returns boolean
-  language sql stable set search_path = pg_catalog
+  language sql stable set search_path = pg_catalog, pg_temp
 as $$
   select exists (select from pg_index i join pg_attribute a
                      on a.attrelid = i.indrelid and a.attnum = any (i.indkey::int2[]) and a.attgenerated <> ''
@@ -20,7 +20,7 @@ $$;
 
 -- Run as a superuser: a DROP ... CASCADE may take the key of a table whose owner is somebody else.
 create or replace function synapsedb.mend(p_relations oid[], p_tag text, p_text text) returns void
-  language plpgsql security definer set search_path = pg_catalog
+  language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_relation record;
@@ -75,7 +75,7 @@ $$;
 -- The same for all that a database already holds when this is installed: on each node by itself, in the
 -- replica role, so that nothing is logged. Where it has run before it finds nothing to do.
 create or replace function synapsedb.adopt() returns void
-  language plpgsql set search_path = pg_catalog set session_replication_role = replica
+  language plpgsql set search_path = pg_catalog, pg_temp set session_replication_role = replica
 as $$
 declare
   v_command text;
@@ -107,7 +107,7 @@ revoke all on function synapsedb.adopt() from public;
 
 -- What cannot run alike on the followers, refused before it does harm.
 create or replace function synapsedb.refuse(p_tag text, p_text text, p_classes oid[], p_objects oid[]) returns void
-  language plpgsql stable set search_path = pg_catalog
+  language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_name text;
@@ -148,7 +148,7 @@ $$;
 
 -- The tables and sequences of an extension.
 create or replace function synapsedb.extension_relations(p_extension oid) returns oid[]
-  language sql stable set search_path = pg_catalog
+  language sql stable set search_path = pg_catalog, pg_temp
 as $$
   select array_agg(c.oid)
     from pg_depend d join pg_class c on c.oid = d.objid
@@ -159,7 +159,7 @@ $$;
 -- CREATE [FOREIGN] TABLE from the catalog, without constraints: for CREATE TABLE AS, which has none, and
 -- IMPORT FOREIGN SCHEMA, which has NOT NULL and defaults.
 create or replace function synapsedb.table_definition(p_table oid) returns text
-  language plpgsql stable set search_path = pg_catalog
+  language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_columns text;

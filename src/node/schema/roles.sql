@@ -31,12 +31,13 @@ begin
 end
 $$;
 
--- A role's runner is run_as_<role>; a name too long for that ends in a hash.
+-- A role's runner is run_as_<role>; where the name is too long for that, run_by_ and its hash: another role may be
+-- called by that hash.
 create or replace function synapsedb.runner_name(p_role name) returns name
-  language sql immutable set search_path = pg_catalog
+  language sql immutable set search_path = pg_catalog, pg_temp
 as $$
   select case when octet_length(p_role::text) <= 56 then ('run_as_' || p_role::text)::name
-              else ('run_as_' || md5(p_role::text))::name end
+              else ('run_by_' || md5(p_role::text))::name end
 $$;
 
 -- Makes or replaces the runner of a role and returns its quoted name. For superusers.
@@ -54,7 +55,7 @@ $$;
 --   select pg_catalog.set_config('log_parameter_max_length_on_error', '0', false)
 -- in a statement of its own, else the parameters can be read from PG_CONTEXT.
 create or replace function synapsedb.make_runner(role name, secret_hash text) returns text
-  language plpgsql set search_path = pg_catalog set session_replication_role = replica
+  language plpgsql set search_path = pg_catalog, pg_temp set session_replication_role = replica
 as $$
 declare
   v_name name := synapsedb.runner_name(role);
@@ -63,7 +64,7 @@ declare
      or encode(sha256(convert_to(secret, 'UTF8')), 'hex') <> %L then
     raise exception 'not for you' using errcode = 'insufficient_privilege';
   end if;$check$, role, secret_hash);
-  v_clauses text := $clauses$security definer set search_path = pg_catalog set row_security = on
+  v_clauses text := $clauses$security definer set search_path = pg_catalog, pg_temp set row_security = on
   set TimeZone = 'UTC' set DateStyle = 'ISO, MDY' set IntervalStyle = 'postgres' set check_function_bodies = off
   set default_tablespace = '' set default_table_access_method = 'heap' set default_toast_compression = 'pglz'
   set standard_conforming_strings = on set xmloption = 'content' set lc_monetary = 'C' set transform_null_equals = off
@@ -108,7 +109,7 @@ revoke all on function synapsedb.make_runner(name, text) from public;
 -- Drops the runner of one role, so that the role can be dropped, or all of them (null): a node that
 -- becomes writer keeps none, else DROP ROLE would fail there for a reason no user can see.
 create or replace function synapsedb.drop_runners(role name) returns int
-  language plpgsql set search_path = pg_catalog set session_replication_role = replica
+  language plpgsql set search_path = pg_catalog, pg_temp set session_replication_role = replica
 as $$
 declare
   v_function regprocedure;
@@ -117,7 +118,7 @@ begin
   for v_function in
     select p.oid::regprocedure from pg_proc p
      where p.pronamespace = 'synapsedb'::regnamespace
-       and case when drop_runners.role is null then p.proname like E'run\\_as\\_%'
+       and case when drop_runners.role is null then p.proname ~ '^run_(as|by)_'
                 else p.proname = synapsedb.runner_name(drop_runners.role) end
   loop
     execute format('drop function %s', v_function);
@@ -130,7 +131,7 @@ revoke all on function synapsedb.drop_runners(name) from public;
 
 -- What a row's detail asks for after its command has run on a follower. For the superuser's runner.
 create or replace function synapsedb.follow_up(detail jsonb) returns void
-  language plpgsql set search_path = pg_catalog
+  language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_missing jsonb;

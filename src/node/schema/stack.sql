@@ -11,7 +11,7 @@
 -- function, because only a superuser may set lc_messages.
 create or replace function synapsedb.stack() returns text
   language plpgsql security definer
-  set search_path = pg_catalog set lc_messages = 'C' set quote_all_identifiers = off
+  set search_path = pg_catalog, pg_temp set lc_messages = 'C' set quote_all_identifiers = off
 as $$
 declare
   v_stack text;
@@ -27,7 +27,7 @@ $$;
 -- Fails unless the function that asks was called (PERFORM) by an event trigger function of this schema.
 create or replace function synapsedb.assert_trusted() returns void
   language plpgsql security definer
-  set search_path = pg_catalog set lc_messages = 'C' set quote_all_identifiers = off
+  set search_path = pg_catalog, pg_temp set lc_messages = 'C' set quote_all_identifiers = off
 as $$
 declare
   v_stack text;
@@ -49,7 +49,7 @@ $$;
 -- Accepts a row of ddl_log only from the one statement below in the functions below.
 create or replace function synapsedb.guard_ddl_log() returns trigger
   language plpgsql security definer
-  set search_path = pg_catalog set lc_messages = 'C' set quote_all_identifiers = off
+  set search_path = pg_catalog, pg_temp set lc_messages = 'C' set quote_all_identifiers = off
 as $$
 declare
   v_stack text;
@@ -93,7 +93,7 @@ insert into synapsedb.node_key (key)
   on conflict do nothing;
 
 create or replace function synapsedb.signature(name text, value text) returns text
-  language plpgsql stable security definer set search_path = pg_catalog
+  language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
   return (select encode(sha256(convert_to(k.key || '/' || pg_backend_pid() || '/' || extract(epoch from statement_timestamp())
@@ -104,7 +104,7 @@ $$;
 revoke all on function synapsedb.signature(text, text) from public;
 
 create or replace function synapsedb.remember(name text, value text) returns void
-  language plpgsql security definer set search_path = pg_catalog
+  language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
   perform synapsedb.assert_trusted();
@@ -115,7 +115,7 @@ $$;
 
 -- Empty where nothing is remembered from this statement.
 create or replace function synapsedb.recall(name text) returns text
-  language plpgsql security definer set search_path = pg_catalog
+  language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_kept text := coalesce(current_setting('synapsedb.' || name, true), '');

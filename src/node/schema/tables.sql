@@ -107,6 +107,8 @@ create table if not exists synapsedb.pending_indexes (
   command text not null,
   settings jsonb not null
 );
+-- Who ran the command: the build is done as that role.
+alter table synapsedb.pending_indexes add column if not exists role name;
 
 -- Up to where this node has the writer's history, one new row with each transaction of the applier; the greatest
 -- counts. The origin alone does not know: an abort moves it like a commit does. Rows are added, not updated, since
@@ -155,7 +157,7 @@ grant select on synapsedb.cluster_nodes to public;
 
 -- False where the proxy has said nothing yet: no quorum is claimed that nobody counted.
 create or replace function synapsedb.check_quorum() returns boolean
-  language sql stable security definer set search_path = pg_catalog
+  language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
   select coalesce((select q.has_quorum from synapsedb.quorum_data q), false)
 $$;
@@ -164,7 +166,7 @@ $$;
 -- connection; the deletes that show up in a stream are ignored. A row whose unit some node still
 -- lacks is not lost by it: units carry the row itself.
 create or replace function synapsedb.prune_ddl_log(keep interval) returns bigint
-  language plpgsql set search_path = pg_catalog
+  language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_count bigint;

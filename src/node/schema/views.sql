@@ -14,7 +14,7 @@ create table if not exists synapsedb.view_rows (
 -- Sends the rows of a materialized view, all of them.
 create or replace function synapsedb.send_contents(p_view oid) returns void
   language plpgsql security definer
-  set search_path = pg_catalog set datestyle = 'ISO' set intervalstyle = 'postgres' set extra_float_digits = 3
+  set search_path = pg_catalog, pg_temp set datestyle = 'ISO' set intervalstyle = 'postgres' set extra_float_digits = 3
   set timezone = 'UTC' set bytea_output = 'hex' set lc_monetary = 'C' set xmloption = 'content' set array_nulls = on
 as $$
 declare
@@ -48,7 +48,7 @@ $$;
 -- until seal_view, it is a table. The command before it has emptied the view and holds its strongest lock, so
 -- nobody else sees it so. For the superuser's runner.
 create or replace function synapsedb.open_view(p_schema text, p_name text) returns void
-  language plpgsql set search_path = pg_catalog
+  language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 begin
   update pg_class c set relkind = 'r', relhasrules = false
@@ -63,7 +63,7 @@ revoke all on function synapsedb.open_view(text, text) from public;
 
 -- Ends open_view: it is a materialized view again, and populated.
 create or replace function synapsedb.seal_view(p_schema text, p_name text) returns void
-  language plpgsql set search_path = pg_catalog
+  language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 begin
   update pg_class c set relkind = 'm', relhasrules = true, relispopulated = true
