@@ -71,6 +71,12 @@ pub enum Refusal {
     BehindDdl,
     /// A password written so that it was not read.
     OddPassword,
+    /// Roles and the like changed inside DO, where nobody sees it.
+    SharedInside,
+    /// The proxy's own schema, publication or event triggers.
+    OwnObjects,
+    /// A write in a template database, which is not replicated.
+    Template,
 }
 
 /// Everything of the proxy's own that a client may be told.
@@ -409,6 +415,20 @@ impl Refusal {
             Self::OddPassword => refused(
                 "a password written in this way can't be kept the same on all nodes",
                 "Write it as one plain literal, without U& and not in pieces.",
+            ),
+            Self::SharedInside => refused(
+                "roles, memberships, databases, tablespaces and event triggers can't be changed inside DO through synapsedb",
+                "Run the command by itself; what DO does to them would be done on one node only.",
+            ),
+            Self::OwnObjects => Report::error(
+                Blame::Client,
+                "42501",
+                "schema and publication synapsedb and the event triggers \"!synapsedb...\" belong to synapsedb",
+            )
+            .hint("`synapsedb release` takes them off the nodes, with the proxy stopped."),
+            Self::Template => refused(
+                "a template database can't be written through synapsedb: it is not replicated",
+                "Connect to another database; make databases from template0, or from template1 as it is.",
             ),
             Self::FunctionCall => refused(
                 "function call messages are not supported through synapsedb",

@@ -71,6 +71,10 @@ impl Service for Asked {
         self.steward.catalogs().get(database)
     }
 
+    fn replicates(&self, database: &str) -> bool {
+        self.steward.replicates(database)
+    }
+
     fn log_secret(&self) -> Option<&str> {
         Some(&self.steward.arming.log_secret)
     }

@@ -58,6 +58,9 @@ pub trait Service: Send + Sync {
     /// What the database's names stand for, by the newest snapshot.
     fn catalog(&self, database: &str) -> Arc<Catalog>;
 
+    /// Whether the database is replicated; a template is not.
+    fn replicates(&self, database: &str) -> bool;
+
     /// What opens `synapsedb.log_command`; none where there are no followers.
     fn log_secret(&self) -> Option<&str>;
 
@@ -98,6 +101,10 @@ impl Service for Alone {
 
     fn catalog(&self, _: &str) -> Arc<Catalog> {
         Arc::new(Catalog::unknown())
+    }
+
+    fn replicates(&self, _: &str) -> bool {
+        true
     }
 
     fn log_secret(&self) -> Option<&str> {

@@ -117,6 +117,11 @@ impl Steward {
         &self.catalogs
     }
 
+    /// Whether the database has a stream.
+    pub fn replicates(&self, database: &str) -> bool {
+        self.replicator.has_database(database)
+    }
+
     /// The node that runs the writes.
     pub fn writer(&self) -> NodeId {
         self.writer

@@ -14,6 +14,7 @@ pub const INSTALL: &str = concat!(
     include_str!("schema/views.sql"),
     include_str!("schema/end.sql"),
     include_str!("schema/roles.sql"),
+    include_str!("schema/replica.sql"),
     include_str!("schema/triggers.sql"),
 );
 

@@ -23,5 +23,6 @@ mod servers;
 mod smoke;
 mod tools;
 mod types;
+mod unreplicated;
 mod views;
 mod workload;

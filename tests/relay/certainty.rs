@@ -42,6 +42,10 @@ impl Service for Told {
         Arc::default()
     }
 
+    fn replicates(&self, _: &str) -> bool {
+        true
+    }
+
     fn log_secret(&self) -> Option<&str> {
         None
     }

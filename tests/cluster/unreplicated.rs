@@ -1,0 +1,117 @@
+//! What would be on one node only is refused: template databases, roles inside DO, DDL in the replica role; and
+//! nobody takes off what the proxy needs.
+
+use crate::support::cluster::TestCluster;
+use crate::tools::{ask, run};
+use synapsedb::cli::demo::server::{PASSWORD, USER};
+use tokio_postgres::Client;
+
+/// SQLSTATE and hint of what must fail.
+async fn refused(client: &Client, sql: &str) -> (String, bool) {
+    let error = client.batch_execute(sql).await.expect_err(sql);
+    let error = error.as_db_error().expect("the server's error").clone();
+    (error.code().code().to_owned(), error.hint().is_some())
+}
+
+fn not_supported() -> (String, bool) {
+    ("0A000".to_owned(), true)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn template_databases_cannot_be_written() {
+    let cluster = TestCluster::start().await;
+    let client = cluster.client_as(USER, PASSWORD, "template1").await;
+    for sql in [
+        "create table t (a int)",
+        "create role nobody_knows",
+        "begin; create extension if not exists plpgsql",
+        "do $$ begin create table t (a int); end $$",
+    ] {
+        assert_eq!(refused(&client, sql).await, not_supported(), "{sql}");
+        run(&client, "rollback").await;
+    }
+    assert_eq!(
+        ask(&client, "select count(*) > 0 from pg_database").await,
+        "t"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_22_roles_cannot_be_changed_inside_do() {
+    let cluster = TestCluster::start().await;
+    let client = cluster.client().await;
+    run(&client, "create role one; create role two").await;
+    for sql in [
+        "do $$ begin create role hidden; end $$",
+        "do 'begin grant one to two; end'",
+        "do $$ begin execute 'alter role ' || quote_ident('one') || ' createdb'; end $$",
+    ] {
+        assert_eq!(refused(&client, sql).await, not_supported(), "{sql}");
+    }
+    run(&client, "do 'begin perform 1; end'; do $$ begin create table t (a int); grant select on t to one; end $$").await;
+    cluster.assert_nodes_equal().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ddl_in_the_replica_role_is_refused_and_rows_are_not() {
+    let cluster = TestCluster::start().await;
+    let client = cluster.client().await;
+    run(&client, "create table t (a int primary key); create function f() returns trigger language plpgsql as \
+                  $$ begin raise exception 'not now'; end $$; \
+                  create trigger f before insert on t for each row execute function f()").await;
+    run(
+        &client,
+        "set session_replication_role = replica; insert into t values (1)",
+    )
+    .await;
+    for sql in [
+        "alter table t add b int",
+        "create table u (a int)",
+        "do $$ begin execute 'drop table t'; end $$",
+        "reset session_replication_role; begin; set local session_replication_role = replica; drop table t",
+        "select set_config('session_replication_role', 'replica', false); create view v as select 1",
+    ] {
+        assert_eq!(refused(&client, sql).await, not_supported(), "{sql}");
+        run(&client, "rollback; set session_replication_role = replica").await;
+    }
+    run(&client, "create temp table own (a int)").await;
+    run(
+        &client,
+        "insert into t values (2); reset session_replication_role; alter table t add c int",
+    )
+    .await;
+    cluster.assert_nodes_equal().await;
+    assert_eq!(
+        ask(&cluster.node(2).await, "select count(c) + count(a) from t").await,
+        "2"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_proxy_needs_cannot_be_dropped() {
+    let cluster = TestCluster::start().await;
+    let client = cluster.client().await;
+    for sql in [
+        "drop schema synapsedb cascade",
+        "drop publication synapsedb",
+        "drop event trigger \"!synapsedb_2_end\"",
+        "alter event trigger \"!synapsedb_2_end\" disable",
+    ] {
+        assert_eq!(
+            refused(&client, sql).await,
+            ("42501".to_owned(), true),
+            "{sql}"
+        );
+    }
+    // Where the text does not show it, the server refuses.
+    for sql in [
+        "do $$ begin execute 'drop schema synap' || 'sedb cascade'; end $$",
+        "do $$ begin execute 'drop publication synap' || 'sedb'; end $$",
+        "drop function synapsedb.on_ddl_end() cascade",
+    ] {
+        let (code, _) = refused(&client, sql).await;
+        assert!(["2BP01", "42501"].contains(&code.as_str()), "{sql}: {code}");
+    }
+    run(&client, "create table t (a int)").await;
+    cluster.assert_nodes_equal().await;
+}
