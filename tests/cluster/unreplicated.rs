@@ -2,7 +2,8 @@
 //! nobody takes off what the proxy needs.
 
 use crate::support::cluster::TestCluster;
-use crate::tools::{ask, run};
+use crate::support::http;
+use crate::tools::{ask, run, until};
 use synapsedb::cli::demo::server::{PASSWORD, USER};
 use tokio_postgres::Client;
 
@@ -113,5 +114,58 @@ async fn what_the_proxy_needs_cannot_be_dropped() {
         assert!(["2BP01", "42501"].contains(&code.as_str()), "{sql}: {code}");
     }
     run(&client, "create table t (a int)").await;
+    cluster.assert_nodes_equal().await;
+    // Straight on a node it can be switched off: that is seen.
+    assert_eq!(http::get(cluster.http_port(), "/healthz").await.0, 200);
+    let node = cluster.node(0).await;
+    run(
+        &node,
+        "set synchronous_commit = local; alter event trigger \"!synapsedb_2_end\" disable",
+    )
+    .await;
+    until("it is seen", || async {
+        let (code, text) = http::get(cluster.http_port(), "/healthz").await;
+        code == 503 && text.contains("node1 lacks")
+    })
+    .await;
+    run(&node, "alter event trigger \"!synapsedb_2_end\" enable").await;
+    until("it is seen again", || async {
+        http::get(cluster.http_port(), "/healthz").await.0 == 200
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_22_roles_that_a_function_made_come_to_all_nodes() {
+    let cluster = TestCluster::start().await;
+    let client = cluster.client().await;
+    run(&client, "create function hires() returns void language plpgsql as $$ begin
+        create role hidden login createdb password 'x' valid until '2040-01-01'; create role \"The boss\";
+        grant \"The boss\" to hidden with admin option; end $$; select hires()").await;
+    let there = "select (select count(*) from pg_authid where rolname in ('hidden', 'The boss')) || ' ' ||
+        (select count(*) from pg_auth_members where member = to_regrole('hidden') and admin_option)";
+    for at in 1..3 {
+        let node = cluster.node(at).await;
+        until("the role is there", || async {
+            ask(&node, there).await == "2 1"
+        })
+        .await;
+    }
+    run(
+        &client,
+        "create function changes() returns void language plpgsql as \
+                  $$ begin alter role hidden password 'y' nocreatedb; end $$; select changes()",
+    )
+    .await;
+    let changed = "select count(*) from pg_roles where rolname = 'hidden' and not rolcreatedb";
+    for at in 1..3 {
+        let node = cluster.node(at).await;
+        until("it is changed", || async {
+            ask(&node, changed).await == "1"
+        })
+        .await;
+    }
+    cluster.assert_nodes_equal().await;
+    run(&client, "drop role hidden").await;
     cluster.assert_nodes_equal().await;
 }
