@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::service::{Answer, Order, OwnNames, Service};
+use super::service::{Answer, Order, Outcome, OwnNames, Service};
 use super::steward::Steward;
 use crate::error::ClientError;
 use crate::ids::NodeId;
@@ -102,7 +102,7 @@ impl Service for Asked {
         })
     }
 
-    fn run_elsewhere<'a>(&'a self, order: &'a Order) -> Answer<'a, Vec<(String, Option<String>)>> {
+    fn run_elsewhere<'a>(&'a self, order: &'a Order) -> Answer<'a, Outcome> {
         Box::pin(self.steward.run_elsewhere(order))
     }
 

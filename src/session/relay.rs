@@ -156,6 +156,8 @@ pub struct Session {
     pub(super) probe_failed: bool,
     /// To be done before the answer in hand goes out.
     pub(super) after: Option<After>,
+    /// The client has been told that the command whose `CommandComplete` comes now has failed.
+    pub(super) undone: bool,
     /// A database that was about to be dropped and was not.
     pub(super) kept: Option<String>,
     /// Nothing more is sent until all is answered.
@@ -225,6 +227,7 @@ pub async fn run(client: Client, shared: Arc<Shared>) {
         certain: false,
         probe_failed: false,
         after: None,
+        undone: false,
         kept: None,
         barrier: false,
         portals: BTreeMap::new(),

@@ -136,6 +136,45 @@ async fn what_the_proxy_needs_cannot_be_dropped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_no_other_node_can_do_is_taken_back_and_fences_nobody() {
+    let cluster = TestCluster::start().await;
+    let client = cluster.client().await;
+    let data = ask(&client, "select current_setting('data_directory')").await;
+    // All servers are on one machine: what the first has taken, the others cannot have.
+    let make = format!("copy (select 1) to program 'mkdir {data}/space'");
+    run(&client, &make).await;
+    let create = format!("create tablespace space location '{data}/space'");
+    let (code, hint) = refused(&client, &create).await;
+    assert_eq!((code.as_str(), hint), ("58000", true));
+    run(&client, "create table t (a int); insert into t values (1)").await;
+    assert_eq!(
+        ask(&client, "select count(*) from pg_tablespace").await,
+        "2"
+    );
+    assert_eq!(
+        ask(
+            &client,
+            "select count(*) from cluster_nodes where status = 'in_sync'"
+        )
+        .await,
+        "3"
+    );
+    // A database that the proxy itself is connected to.
+    for sql in [
+        "create database copy template synapsedb",
+        "alter database postgres rename to other",
+    ] {
+        assert_eq!(refused(&client, sql).await, not_supported(), "{sql}");
+    }
+    // Connections that only wait in the pool do not hold it.
+    let template = cluster.client_as(USER, PASSWORD, "template1").await;
+    assert_eq!(ask(&template, "select 1").await, "1");
+    drop(template);
+    run(&client, "create database more").await;
+    cluster.assert_nodes_equal().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rule_22_roles_that_a_function_made_come_to_all_nodes() {
     let cluster = TestCluster::start().await;
     let client = cluster.client().await;

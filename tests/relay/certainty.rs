@@ -58,8 +58,13 @@ impl Service for Told {
         Box::pin(std::future::ready(()))
     }
 
-    fn run_elsewhere<'a>(&'a self, _: &'a Order) -> Answer<'a, Vec<(String, Option<String>)>> {
-        Box::pin(std::future::ready(Vec::new()))
+    fn run_elsewhere<'a>(
+        &'a self,
+        _: &'a Order,
+    ) -> Answer<'a, synapsedb::cluster::service::Outcome> {
+        Box::pin(std::future::ready(
+            synapsedb::cluster::service::Outcome::default(),
+        ))
     }
 
     fn upkeep_elsewhere(&self, _: Order) {}
