@@ -71,6 +71,14 @@ pub enum Refusal {
     BehindDdl,
     /// A password written so that it was not read.
     OddPassword,
+    /// Roles and the like changed inside DO, where nobody sees it.
+    SharedInside,
+    /// ALTER DATABASE ... RENAME, or CREATE DATABASE from one that is replicated.
+    HeldDatabase,
+    /// The proxy's own schema, publication or event triggers.
+    OwnObjects,
+    /// A write in a template database, which is not replicated.
+    Template,
 }
 
 /// Everything of the proxy's own that a client may be told.
@@ -203,6 +211,12 @@ pub enum ClientError {
     TooLarge {
         /// What was too large.
         what: &'static str,
+    },
+    /// What every node must do itself failed on all but the writer, which has taken it back.
+    #[error("failed elsewhere: {why}")]
+    FailedElsewhere {
+        /// Which node said what.
+        why: String,
     },
     /// A node's own error, passed on.
     #[error("node says {}: {}", .0.sqlstate, .0.message)]
@@ -366,6 +380,9 @@ impl ClientError {
                 Report::error(Client, "25001", format!("{command} cannot run inside a transaction block"))
             }
             Self::TooLarge { what } => Report::error(Client, "54000", format!("{what} is larger than the proxy allows")),
+            Self::FailedElsewhere { why } => Report::error(Node, "58000", "the command failed on all other nodes and was taken back")
+                .detail(why.clone())
+                .hint("Every server must be able to run it by itself: directories, for instance, must be there on each."),
             Self::Node(words) => node_report(words),
             Self::Internal(text) => Report::fatal(Proxy, "XX000", format!("synapsedb: {text}")),
         }
@@ -409,6 +426,24 @@ impl Refusal {
             Self::OddPassword => refused(
                 "a password written in this way can't be kept the same on all nodes",
                 "Write it as one plain literal, without U& and not in pieces.",
+            ),
+            Self::SharedInside => refused(
+                "roles, memberships, databases, tablespaces and event triggers can't be changed inside DO through synapsedb",
+                "Run the command by itself; what DO does to them would be done on one node only.",
+            ),
+            Self::HeldDatabase => refused(
+                "a replicated database can't be renamed, nor be the template of another",
+                "The proxy's streams are connected to it. Make a new database, and dump the old one into it.",
+            ),
+            Self::OwnObjects => Report::error(
+                Blame::Client,
+                "42501",
+                "schema and publication synapsedb and the event triggers \"!synapsedb...\" belong to synapsedb",
+            )
+            .hint("`synapsedb release` takes them off the nodes, with the proxy stopped."),
+            Self::Template => refused(
+                "a template database can't be written through synapsedb: it is not replicated",
+                "Connect to another database; make databases from template0, or from template1 as it is.",
             ),
             Self::FunctionCall => refused(
                 "function call messages are not supported through synapsedb",

@@ -72,8 +72,11 @@ async fn globals(client: &Client) -> Result<BTreeSet<String>, ControlError> {
     Ok(lines)
 }
 
+/// The question for what belongs to a whole server.
+pub(super) const GLOBALS: &str = CLUSTER_FINGERPRINT;
+
 /// One line for each row of a question.
-async fn lines(client: &Client, sql: &str) -> Result<BTreeSet<String>, ControlError> {
+pub(super) async fn lines(client: &Client, sql: &str) -> Result<BTreeSet<String>, ControlError> {
     let rows = control::rows(client, sql).await?;
     let line = |row: Vec<Option<String>>| row.into_iter().flatten().collect::<Vec<_>>().join(" ");
     Ok(rows.into_iter().map(line).collect())

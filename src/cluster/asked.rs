@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::service::{Answer, Order, OwnNames, Service};
+use super::service::{Answer, Order, Outcome, OwnNames, Service};
 use super::steward::Steward;
 use crate::error::ClientError;
 use crate::ids::NodeId;
@@ -71,6 +71,10 @@ impl Service for Asked {
         self.steward.catalogs().get(database)
     }
 
+    fn replicates(&self, database: &str) -> bool {
+        self.steward.replicates(database)
+    }
+
     fn log_secret(&self) -> Option<&str> {
         Some(&self.steward.arming.log_secret)
     }
@@ -98,7 +102,7 @@ impl Service for Asked {
         })
     }
 
-    fn run_elsewhere<'a>(&'a self, order: &'a Order) -> Answer<'a, Vec<(String, Option<String>)>> {
+    fn run_elsewhere<'a>(&'a self, order: &'a Order) -> Answer<'a, Outcome> {
         Box::pin(self.steward.run_elsewhere(order))
     }
 

@@ -2,17 +2,18 @@
 //! they change a node's storage only (VACUUM): the writer has run them for a client, here the others do.
 //!
 //! Each runs as the client's role on a connection of its own. A node that fails at what the writer could do
-//! differs from it and is fenced (rule 14); upkeep that fails changes nothing and is only logged.
+//! differs from it and is fenced (rule 14); where all fail, the writer takes it back and nobody is fenced; upkeep that fails changes nothing and is only logged.
 
 use std::time::Duration;
 
 use tokio_postgres::Client;
 
-use super::service::Order;
+use super::service::{Order, Outcome};
 use super::steward::Steward;
 use crate::ids::NodeId;
 use crate::node::control::ControlError;
 use crate::node::settings::literal;
+use crate::sql::lexer::{is_word, lex};
 
 /// Upkeep of what was just made waits until a follower has it: so often, so long each time.
 const TRIES: u32 = 5;
@@ -27,8 +28,8 @@ const OWN_PATH: &str = "coalesce((select substr(c, 13) from pg_db_role_setting s
 impl Steward {
     /// Runs the order on all nodes but the writer, one after the other. Dropped midway, nodes may differ;
     /// the session sees to it that it is not.
-    pub(super) async fn run_elsewhere(&self, order: &Order) -> Vec<(String, Option<String>)> {
-        let mut outcome = Vec::new();
+    pub(super) async fn run_elsewhere(&self, order: &Order) -> Outcome {
+        let mut nodes = Vec::new();
         for node in self.others() {
             let name = self.config.nodes[node.0].name.clone();
             let error = self
@@ -36,21 +37,45 @@ impl Steward {
                 .await
                 .err()
                 .map(|error| error.to_string());
-            if let Some(why) = &error {
+            nodes.push((name, error));
+        }
+        let undone = nodes.iter().all(|(_, error)| error.is_some())
+            && !nodes.is_empty()
+            && self.undo(order).await;
+        if undone {
+            return Outcome { nodes, undone };
+        }
+        for (node, (_, error)) in self.others().zip(&nodes) {
+            if let Some(why) = error {
                 let what = command_words(&order.command);
-                self.fence(
-                    node,
-                    &format!("{what} succeeded on the writer but failed here: {why}"),
-                );
+                let why = format!("{what} succeeded on the writer but failed here: {why}");
+                self.fence(node, &why);
             }
-            outcome.push((name, error));
         }
         if let Some(database) = &order.makes
             && let Err(error) = self.database_created(database).await
         {
             tracing::error!(database, %error, "a new database could not be taken into replication");
         }
-        outcome
+        Outcome { nodes, undone }
+    }
+
+    /// Takes back on the writer what it alone could do, where that is possible.
+    async fn undo(&self, order: &Order) -> bool {
+        let Some(command) = opposite(&order.command) else {
+            return false;
+        };
+        let undo = Order {
+            command,
+            ..order.clone()
+        };
+        match self.run_on(self.writer(), &undo).await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::error!(%error, "what failed on all other nodes could not be taken back on the writer");
+                false
+            }
+        }
     }
 
     /// Has all other nodes do the upkeep, each at its own pace.
@@ -98,6 +123,17 @@ async fn run(client: &Client, order: &Order) -> Result<(), tokio_postgres::Error
     let role = format!("select pg_catalog.set_config('role', {role_name}, false)");
     client.batch_execute(&role).await?;
     client.batch_execute(&order.command).await
+}
+
+/// What takes a CREATE DATABASE or CREATE TABLESPACE back.
+fn opposite(command: &str) -> Option<String> {
+    let tokens = lex(command, true).tokens;
+    let word = |at: usize, text: &str| is_word(command, &tokens, at, text);
+    let kind = ["database", "tablespace"]
+        .into_iter()
+        .find(|kind| word(0, "create") && word(1, kind))?;
+    let name = tokens.get(2)?;
+    Some(format!("drop {kind} {}", &command[name.start..name.end]))
 }
 
 /// The command's first words, which hold no secret.

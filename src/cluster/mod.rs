@@ -2,6 +2,7 @@
 
 pub mod alike;
 pub mod asked;
+mod audit;
 pub mod bring_up;
 pub mod catalogs;
 pub mod elsewhere;

@@ -202,6 +202,13 @@ impl Replicator {
         self.tasks.spawn_on(stream, &self.runtime);
     }
 
+    /// Whether the database is replicated.
+    pub fn has_database(&self, database: &str) -> bool {
+        let state = self.lock();
+        let mut entries = state.streams.values();
+        entries.any(|entry| entry.database == database)
+    }
+
     /// Stops replicating a database that is about to be dropped.
     pub fn remove_database(&self, database: &str) {
         let mut state = self.lock();

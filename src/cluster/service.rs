@@ -31,6 +31,15 @@ pub struct Order {
     pub drops: Option<String>,
 }
 
+/// What became of an [`Order`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Each other node's name, with its error if it had one.
+    pub nodes: Vec<(String, Option<String>)>,
+    /// All other nodes failed, none is fenced, and the writer has taken the command back.
+    pub undone: bool,
+}
+
 /// Names of the metadata that the user's own things have in one database.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OwnNames {
@@ -58,6 +67,9 @@ pub trait Service: Send + Sync {
     /// What the database's names stand for, by the newest snapshot.
     fn catalog(&self, database: &str) -> Arc<Catalog>;
 
+    /// Whether the database is replicated; a template is not.
+    fn replicates(&self, database: &str) -> bool;
+
     /// What opens `synapsedb.log_command`; none where there are no followers.
     fn log_secret(&self) -> Option<&str>;
 
@@ -68,9 +80,8 @@ pub trait Service: Send + Sync {
     fn after_failed_drop<'a>(&'a self, database: &'a str) -> Answer<'a, ()>;
 
     /// Runs a command that no transaction may hold, and that the writer has run, on every other node, and
-    /// sees to what it means for the cluster. Gives each node's name with its error, if it had one; such
-    /// a node is fenced.
-    fn run_elsewhere<'a>(&'a self, order: &'a Order) -> Answer<'a, Vec<(String, Option<String>)>>;
+    /// sees to what it means for the cluster. A node that fails is fenced, unless all do and it was undone.
+    fn run_elsewhere<'a>(&'a self, order: &'a Order) -> Answer<'a, Outcome>;
 
     /// Has every other node do work on its own storage, some time soon.
     fn upkeep_elsewhere(&self, order: Order);
@@ -100,6 +111,10 @@ impl Service for Alone {
         Arc::new(Catalog::unknown())
     }
 
+    fn replicates(&self, _: &str) -> bool {
+        true
+    }
+
     fn log_secret(&self) -> Option<&str> {
         None
     }
@@ -112,8 +127,8 @@ impl Service for Alone {
         Box::pin(std::future::ready(()))
     }
 
-    fn run_elsewhere<'a>(&'a self, _: &'a Order) -> Answer<'a, Vec<(String, Option<String>)>> {
-        Box::pin(std::future::ready(Vec::new()))
+    fn run_elsewhere<'a>(&'a self, _: &'a Order) -> Answer<'a, Outcome> {
+        Box::pin(std::future::ready(Outcome::default()))
     }
 
     fn upkeep_elsewhere(&self, _: Order) {}

@@ -103,6 +103,8 @@ impl Steward {
         steward
             .tasks
             .spawn(async move { this.record_fences().await });
+        let this = Arc::clone(&steward);
+        steward.tasks.spawn(async move { this.audit().await });
         tracing::info!(epoch = %steward.epoch, writer = steward.writer.0, "cluster is up");
         Ok(steward)
     }
@@ -115,6 +117,11 @@ impl Steward {
     /// What the databases' names stand for.
     pub fn catalogs(&self) -> &Catalogs {
         &self.catalogs
+    }
+
+    /// Whether the database has a stream.
+    pub fn replicates(&self, database: &str) -> bool {
+        self.replicator.has_database(database)
     }
 
     /// The node that runs the writes.
@@ -388,6 +395,25 @@ impl Steward {
         });
     }
 
+    /// What a node lacks of the proxy's own things, for the view.
+    pub(super) fn note_missing(&self, missing: Option<&String>) {
+        if let Some(what) = missing
+            && self.view().missing.is_none()
+        {
+            tracing::error!("{what}: what is written may not reach other nodes");
+        }
+        self.view.rcu(|view| {
+            let mut view = View::clone(view);
+            view.missing = missing.cloned();
+            view
+        });
+    }
+
+    /// Up to where every node that is owed it has the writer's history.
+    pub(super) fn everywhere(&self) -> Lsn {
+        self.replicator.snapshot().report.flush
+    }
+
     /// Carries what replication knows into the view.
     async fn look(&self) {
         loop {
@@ -497,5 +523,6 @@ fn first_view(config: &Config, prepared: &Prepared) -> View {
         pending_units: 0,
         databases: Vec::new(),
         held: None,
+        missing: None,
     }
 }

@@ -88,4 +88,6 @@ pub struct View {
     pub databases: Vec<String>,
     /// Why commits wait, where no follower can apply a unit.
     pub held: Option<String>,
+    /// A node that lacks something without which writes are not replicated.
+    pub missing: Option<String>,
 }

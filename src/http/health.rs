@@ -16,6 +16,9 @@ pub fn judge(view: &View) -> Result<(), String> {
             "commits wait: no follower can apply a unit ({held})"
         ));
     }
+    if let Some(missing) = &view.missing {
+        return Err(missing.clone());
+    }
     if !view.quorum {
         let (in_sync, nodes) = (view.in_sync, view.nodes.len());
         return Err(format!(
@@ -60,6 +63,7 @@ pub(super) mod tests {
             pending_units: 0,
             databases: vec!["app".to_owned()],
             held: None,
+            missing: None,
         }
     }
 

@@ -21,6 +21,9 @@ use crate::wire::message::report::{Report, field};
 /// How long opening one connection may take.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
+/// By this the event triggers know a connection on which clients' commands come (`replica.sql`).
+const RELAYED: &str = "synapsedb.relayed";
+
 /// A connection as the pools keep it.
 #[derive(Debug)]
 pub struct Pooled {
@@ -182,7 +185,7 @@ impl Opener {
             user: self.user.clone(),
             database: self.database.clone(),
             secret,
-            parameters: Vec::new(),
+            parameters: vec![(RELAYED.to_owned(), "on".to_owned())],
         }
     }
 

@@ -15,6 +15,7 @@ pub const INSTALL: &str = concat!(
     include_str!("schema/end.sql"),
     include_str!("schema/roles.sql"),
     include_str!("schema/facts.sql"),
+    include_str!("schema/replica.sql"),
     include_str!("schema/triggers.sql"),
 );
 
@@ -23,6 +24,9 @@ pub const TEARDOWN: &str = include_str!("schema/teardown.sql");
 
 /// Drops the applier's role, after [`TEARDOWN`] has run in every database.
 pub const TEARDOWN_ROLE: &str = include_str!("schema/teardown_role.sql");
+
+/// The commands that give another server this one's roles and memberships, as rows (kind, identity, command).
+pub const ROLE_COMMANDS: &str = include_str!("schema/role_commands.sql");
 
 /// The role under which a follower's applier connects.
 pub const APPLIER_ROLE: &str = "synapsedb_applier";

@@ -186,6 +186,9 @@ impl Session {
                 if header.tag == b'C' && self.watch_drops {
                     note_drop(frame, &mut self.prepared, self.lease.as_deref_mut());
                 }
+                if header.tag == b'C' && std::mem::take(&mut self.undone) {
+                    return Ok(Fate::Gone);
+                }
                 Ok(Fate::Pass)
             }
             Verdict::Aside => Ok(self.aside(header.tag, frame)),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::error::Refusal;
+use crate::session::inside;
 use crate::session::likeness;
 use crate::session::pipeline::Risk;
 use crate::sql::catalog::Catalog;
@@ -50,6 +51,10 @@ pub struct Brief {
     pub commits: bool,
     /// Asks for a transaction that writes, which the read-only port has not got.
     pub read_write: bool,
+    /// Runs the text of a literal: DO.
+    pub runs_literals: bool,
+    /// Writes by the word of its first words.
+    pub writes: bool,
     /// What its loss means.
     pub risk: Risk,
     /// Custom settings it names.
@@ -77,6 +82,9 @@ impl Brief {
         };
         for statement in &facts.statements {
             brief.add(statement, catalog);
+        }
+        if let Ok(text) = std::str::from_utf8(text) {
+            brief.refusal = brief.refusal.or_else(|| hidden_refusal(text, &facts));
         }
         brief.relaxes = contains(text, b"synchronous_commit");
         brief.mutes = brief.mutes || contains(text, b"client_min_messages");
@@ -119,6 +127,8 @@ impl Brief {
         self.currval |= calls("currval") || calls("lastval");
         self.placeholders
             .extend(statement.names.placeholders.iter().cloned());
+        self.writes |= writes(&statement.kind);
+        self.runs_literals |= statement.kind == Kind::Do;
         let risk = risk(&statement.kind, effects);
         self.risk = self.risk.max(risk);
         // Without a snapshot of the names any column's default may draw.
@@ -146,13 +156,14 @@ pub fn facts_of(text: &str, standard: bool) -> Facts {
 /// The facts of a text too long to be looked at whole: cut into statements, of which those that the relay
 /// has something to do about are short. The others, and all of a text longer still, stay unknown.
 fn long_facts(text: &str, standard: bool) -> Facts {
-    const FIRST: [&str; 15] = [
+    const FIRST: [&str; 16] = [
         "alter",
         "analyze",
         "checkpoint",
         "cluster",
         "comment",
         "create",
+        "do",
         "drop",
         "explain",
         "grant",
@@ -242,6 +253,31 @@ fn asks_to_write(kind: &Kind) -> bool {
     }
 }
 
+/// Whether such a statement changes something whatever it names.
+fn writes(kind: &Kind) -> bool {
+    matches!(
+        kind,
+        Kind::CopyIn
+            | Kind::GlobalDdl
+            | Kind::Ddl(_)
+            | Kind::Do
+            | Kind::Call
+            | Kind::Write
+            | Kind::Unknown
+    )
+}
+
+/// What shows only by reading the statements themselves.
+fn hidden_refusal(text: &str, facts: &Facts) -> Option<Refusal> {
+    facts.statements.iter().find_map(|one| match &one.kind {
+        Kind::Do if inside::changes_what_is_shared(text.get(one.bytes.clone())?) => {
+            Some(Refusal::SharedInside)
+        }
+        Kind::Ddl(_) | Kind::GlobalDdl if inside::concerns_own(one) => Some(Refusal::OwnObjects),
+        _ => None,
+    })
+}
+
 fn refusal(statement: &StatementFacts) -> Option<Refusal> {
     /// The server's own functions that change large objects.
     const LARGE: [&str; 9] = [
@@ -328,8 +364,8 @@ impl Briefs {
             return brief;
         }
         let brief = Arc::new(Brief::of(text, &self.catalog, true));
-        // What speaks of places in a text holds for this text only.
-        if !shared || brief.special.is_none() {
+        // What speaks of places in a text holds for this text only; so does what a literal runs.
+        if !shared || brief.special.is_none() && !brief.runs_literals {
             let key = Bytes::copy_from_slice(key);
             self.cache.insert(key, Arc::clone(&brief));
         }
@@ -380,6 +416,11 @@ mod tests {
             &get("select 22 from t where a = ''")
         ));
         assert!(!Arc::ptr_eq(&get("vacuum t1"), &get("vacuum t2")));
+        let (one, two) = (get("do 'select 1'"), get("do 'drop role a'"));
+        assert_eq!(
+            (one.refusal, two.refusal),
+            (None, Some(Refusal::SharedInside))
+        );
         let (one, two) = (
             get("grant a to b; select 1"),
             get("grant a to b; select 22"),
@@ -434,5 +475,26 @@ mod tests {
         assert!(brief("discard all").deallocates_all);
         assert_eq!(brief("deallocate s1").deallocates.as_deref(), Some("s1"));
         assert!(brief("create role r").special.is_some());
+        assert!(brief("create temp table t (a int)").writes && !brief("select f()").writes);
+        for text in [
+            "do $$ begin create role r; end $$",
+            "do $$ begin execute 'grant a to b'; end $$",
+        ] {
+            assert_eq!(brief(text).refusal, Some(Refusal::SharedInside), "{text}");
+        }
+        for text in [
+            "drop schema if exists SynapseDB cascade",
+            "drop publication a, \"synapsedb\"",
+            "alter event trigger \"!synapsedb_2_end\" disable",
+        ] {
+            assert_eq!(brief(text).refusal, Some(Refusal::OwnObjects), "{text}");
+        }
+        for text in [
+            "do $$ begin execute 'grant select on t to b'; end $$",
+            "drop schema s",
+            "alter schema s owner to synapsedb",
+        ] {
+            assert_eq!(brief(text).refusal, None, "{text}");
+        }
     }
 }

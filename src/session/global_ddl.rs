@@ -44,6 +44,8 @@ pub struct Plan {
     pub logged: Vec<Logged>,
     /// To be done afterwards.
     pub after: Option<After>,
+    /// The database that a new one is copied from.
+    pub template: Option<String>,
 }
 
 /// Whether the facts hold anything for this file.
@@ -76,6 +78,9 @@ pub fn plan(
             }),
             Kind::GlobalDdl => {
                 let (makes, drops) = database(&sent[one.bytes.clone()], standard);
+                plan.template = makes
+                    .as_ref()
+                    .map(|_| template(&sent[one.bytes.clone()], standard));
                 plan.after = Some(After::Elsewhere {
                     command: piece(one),
                     makes,
@@ -88,6 +93,10 @@ pub fn plan(
     }
     if !plan.logged.is_empty() && taken_back(facts) {
         return Err(Refusal::MixedQuery);
+    }
+    let mut pieces = facts.statements.iter().map(piece);
+    if pieces.any(|command| renames_database(&command, standard)) {
+        return Err(Refusal::HeldDatabase);
     }
     if behind_ddl(sent, facts) {
         return Err(Refusal::BehindDdl);
@@ -148,6 +157,25 @@ fn database(command: &str, standard: bool) -> (Option<String>, Option<String>) {
         return (None, named(if exists { 4 } else { 2 }));
     }
     (None, None)
+}
+
+/// The database that CREATE DATABASE copies.
+fn template(command: &str, standard: bool) -> String {
+    let tokens = lex(command, standard).tokens;
+    let named = (3..tokens.len()).find_map(|at| {
+        let behind = at + 1 + usize::from(command[tokens[at].end..].trim_start().starts_with('='));
+        let token = tokens.get(behind)?;
+        let name = name_of(command, *token).or_else(|| text_of(command, *token));
+        name.filter(|_| is_word(command, &tokens, at, "template"))
+    });
+    named.unwrap_or_else(|| "template1".to_owned())
+}
+
+/// Whether a command renames a database.
+fn renames_database(command: &str, standard: bool) -> bool {
+    let tokens = lex(command, standard).tokens;
+    let word = |at: usize, text: &str| is_word(command, &tokens, at, text);
+    word(0, "alter") && word(1, "database") && word(3, "rename")
 }
 
 /// The command's first two words, in capitals.
@@ -325,6 +353,21 @@ mod tests {
             panic!("elsewhere");
         };
         assert_eq!((makes, drops.as_deref()), (None, Some("x")));
+        for (text, from) in [
+            ("create database a", "template1"),
+            (
+                "create database a owner b template = \"T 0\" encoding 'x'",
+                "T 0",
+            ),
+            ("create database a template 'x'", "x"),
+        ] {
+            let plan = planned(text).expect("may be");
+            assert_eq!(plan.template.as_deref(), Some(from), "{text}");
+        }
+        assert_eq!(
+            planned("alter database a rename to b"),
+            Err(Refusal::HeldDatabase)
+        );
         let upkeep = planned("analyze a; analyze b").expect("may be").after;
         assert_eq!(
             upkeep,

@@ -7,6 +7,7 @@ pub mod client;
 pub mod counts;
 pub mod global_ddl;
 pub mod handshake;
+pub mod inside;
 pub mod leave;
 pub mod likeness;
 pub mod listener;

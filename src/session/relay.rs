@@ -115,6 +115,8 @@ pub struct Session {
     /// What is known of texts, and the generation of names at which that was the newest.
     briefs: (u64, Arc<Briefs>),
     pub(super) read_only: bool,
+    /// Whether the database's rows reach other nodes; where they do not, nothing is written.
+    pub(super) replicated: bool,
     pub(super) cancel: CancelHandle,
     pub(super) pool: Arc<Pool>,
     /// What the client was told in `ParameterStatus`.
@@ -154,6 +156,8 @@ pub struct Session {
     pub(super) probe_failed: bool,
     /// To be done before the answer in hand goes out.
     pub(super) after: Option<After>,
+    /// The client has been told that the command whose `CommandComplete` comes now has failed.
+    pub(super) undone: bool,
     /// A database that was about to be dropped and was not.
     pub(super) kept: Option<String>,
     /// Nothing more is sent until all is answered.
@@ -185,6 +189,8 @@ pub async fn run(client: Client, shared: Arc<Shared>) {
         seat,
         ..
     } = client;
+    let replicated = shared.relay.service().replicates(&database);
+    let read_only = read_only || !replicated;
     let generation = shared.relay.service().catalog_generation();
     let briefs = (generation, shared.relay.briefs(&database));
     let mut session = Session {
@@ -196,6 +202,7 @@ pub async fn run(client: Client, shared: Arc<Shared>) {
         user,
         database,
         read_only,
+        replicated,
         cancel,
         pool,
         told,
@@ -220,6 +227,7 @@ pub async fn run(client: Client, shared: Arc<Shared>) {
         certain: false,
         probe_failed: false,
         after: None,
+        undone: false,
         kept: None,
         barrier: false,
         portals: BTreeMap::new(),

@@ -253,6 +253,9 @@ impl Session {
             let command = "SET TRANSACTION READ WRITE".into();
             return Some(ClientError::ReadOnlyPort { command });
         }
+        if !self.replicated && brief.writes {
+            return Some(ClientError::Refused(Refusal::Template));
+        }
         brief.refusal.map(ClientError::Refused)
     }
 

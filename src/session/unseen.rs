@@ -137,6 +137,12 @@ impl Session {
                 self.put_log(secret, logged);
             }
         }
+        if let Some(template) = &plan.template {
+            if service.replicates(template) {
+                return Err(ClientError::Refused(Refusal::HeldDatabase));
+            }
+            shared.pools.close_database(template);
+        }
         if let Some(After::Elsewhere {
             drops: Some(name), ..
         }) = &plan.after
@@ -199,9 +205,25 @@ impl Session {
                     ..order
                 };
                 let outcome = service.run_elsewhere(&order).await;
-                self.tell_outcome(&outcome);
+                if outcome.undone {
+                    self.tell_undone(&outcome.nodes);
+                } else {
+                    self.tell_outcome(&outcome.nodes);
+                }
             }
         }
+    }
+
+    /// The writer's `CommandComplete` is not for the client: it gets an error in its place.
+    fn tell_undone(&mut self, nodes: &[(String, Option<String>)]) {
+        let said = nodes.iter().filter_map(|(name, error)| {
+            let error = error.as_ref()?;
+            Some(format!("{name}: {error}"))
+        });
+        let why = said.collect::<Vec<_>>().join("; ");
+        self.to_client
+            .extend_from_slice(&words(&ClientError::FailedElsewhere { why }));
+        self.undone = true;
     }
 
     fn tell_outcome(&mut self, outcome: &[(String, Option<String>)]) {

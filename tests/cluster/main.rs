@@ -25,5 +25,6 @@ mod servers;
 mod smoke;
 mod tools;
 mod types;
+mod unreplicated;
 mod views;
 mod workload;

@@ -411,3 +411,29 @@ async fn a_database_in_another_encoding_keeps_its_text() {
     .await;
     cluster.assert_nodes_equal().await;
 }
+
+/// Rows that were written before their type got an attribute are stored otherwise than the same values now.
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_13_rows_of_a_composite_type_that_has_grown_are_found_without_a_key() {
+    let cluster = TestCluster::start().await;
+    let client = cluster.client().await;
+    let make = "create type pair as (a int, b text); create table kc (c pair, l pair[], n float8); \
+        insert into kc select row(i, 'x')::pair, array[row(i, null)::pair], i / 3.0 from generate_series(1, 4) i; \
+        insert into kc values (null, null, 0), (row(null, null), '{}', '-0')";
+    let change = "alter type pair add attribute z timestamptz; insert into kc values (row(1, 'x', now()), null, 1); \
+        delete from kc where n > 1.2; update kc set n = 7 where n <= 0; alter type pair drop attribute b; \
+        delete from kc where (c).a = 1; update kc set c = row(5, now()) where c is null";
+    let work = async {
+        for sql in make.split("; ").chain(change.split("; ")) {
+            run(&client, sql).await;
+        }
+    };
+    tokio::time::timeout(crate::tools::PATIENCE, work)
+        .await
+        .expect("the followers follow");
+    cluster.assert_nodes_equal().await;
+    assert_eq!(
+        ask(&cluster.node(1).await, "select count(*) from kc").await,
+        "4"
+    );
+}

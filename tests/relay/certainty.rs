@@ -42,6 +42,10 @@ impl Service for Told {
         Arc::default()
     }
 
+    fn replicates(&self, _: &str) -> bool {
+        true
+    }
+
     fn log_secret(&self) -> Option<&str> {
         None
     }
@@ -54,8 +58,13 @@ impl Service for Told {
         Box::pin(std::future::ready(()))
     }
 
-    fn run_elsewhere<'a>(&'a self, _: &'a Order) -> Answer<'a, Vec<(String, Option<String>)>> {
-        Box::pin(std::future::ready(Vec::new()))
+    fn run_elsewhere<'a>(
+        &'a self,
+        _: &'a Order,
+    ) -> Answer<'a, synapsedb::cluster::service::Outcome> {
+        Box::pin(std::future::ready(
+            synapsedb::cluster::service::Outcome::default(),
+        ))
     }
 
     fn upkeep_elsewhere(&self, _: Order) {}

@@ -7,6 +7,7 @@ mod support;
 mod commands;
 mod forging;
 mod house;
+mod nested;
 mod record;
 mod replay;
 mod travel;

@@ -242,8 +242,16 @@ fn find_by_image(
             });
         }
         parameters.push(Source::Old(at));
-        have.push(format!("t.{}", column.quoted));
-        want.push(format!("${}::{}", parameters.len(), column.type_name));
+        let (name, type_name, n) = (&column.quoted, &column.type_name, parameters.len());
+        if type_name.starts_with("pg_catalog.") {
+            have.push(format!("t.{name}"));
+            want.push(format!("${n}::{type_name}"));
+        } else {
+            // A composite written before its type got another attribute is stored otherwise than the same value
+            // now. By format and not by a cast, which could be a user's function.
+            have.push(format!("pg_catalog.format('%L', t.{name})"));
+            want.push(format!("pg_catalog.format('%L', ${n}::{type_name})"));
+        }
     }
     if have.is_empty() {
         return Ok(format!(

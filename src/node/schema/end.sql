@@ -12,6 +12,7 @@ declare
   v_depth int := coalesce(nullif(synapsedb.recall('extension'), '')::int, 0);
   v_drops text[] := string_to_array(synapsedb.recall('drops'), '/');
   v_counter text;
+  v_counts text;
   v_token text;
   v_text text;
   v_classes oid[]; v_objects oid[];
@@ -42,10 +43,12 @@ begin
     into v_nested, v_query, v_ordinal, v_command, v_detail, v_counter
     from synapsedb.locate_command(v_stack, v_tag) l;
   v_text := v_query;
+  -- Texts that stand in each other are counted side by side.
   if v_ordinal is null then
-    v_ordinal := coalesce(substring(synapsedb.recall(case when v_nested then 'nested' else 'top' end)
-                                    from '^' || v_counter || '/([0-9]+)$'), '0')::int + 1;
-    perform synapsedb.remember(case when v_nested then 'nested' else 'top' end, v_counter || '/' || v_ordinal);
+    v_counts := synapsedb.recall('counts');
+    v_ordinal := coalesce(substring(v_counts from '(?:^|,)' || v_counter || '/([0-9]+)'), '0')::int + 1;
+    perform synapsedb.remember('counts', v_counter || '/' || v_ordinal
+                                         || regexp_replace(',' || v_counts, ',' || v_counter || '/[0-9]+', ''));
   end if;
   if v_tag in ('CREATE TABLE AS', 'SELECT INTO', 'CREATE EXTENSION') then
     v_token := split_part(synapsedb.recall('places'), ',', 1);

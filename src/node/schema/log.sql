@@ -69,6 +69,38 @@ begin
 end
 $$;
 
+-- How many callers there are that run SQL, from the function that asks outwards: each holds one such memory
+-- context. A definer's function, since not everyone may look at these.
+create or replace function synapsedb.callers() returns int
+  language sql security definer set search_path = pg_catalog
+as $$
+  select count(*)::int from pg_backend_memory_contexts where name = 'SPI Proc'
+$$;
+
+-- The text that stands innermost in a stack, which the function that asks got from an event trigger's function.
+-- A text may hold lines that look like a stack's. Cut off there, more functions would stand behind the text
+-- than there are; what runs a text without a line of its own (query_to_xml, a cascading foreign key) could hide
+-- that, and shows by a statement behind which no function stands, or one that does not run statements.
+create or replace function synapsedb.innermost_text(p_stack text, p_callers int) returns text
+  language plpgsql set search_path = pg_catalog
+as $$
+declare
+  v_match text[] := regexp_match(p_stack, E'^SQL statement "(.*?)"(?:\n(PL/[A-Za-z]+ function .*))?$');
+begin
+  if v_match[2] is null
+     or (select count(*) from regexp_matches(E'\n' || v_match[2], E'\nPL/[A-Za-z]+ function ', 'g')) <> p_callers
+     or v_match[2] ~ E'"\n(SQL |[A-Za-z]+ function )' or v_match[2] ~ E'"$'
+     or E'\nSQL statement ""\n' || v_match[2]
+        ~ (E'\nSQL statement "((?!\n(SQL expression|PL/pgSQL assignment) ").)*"\nPL/pgSQL function [^\n]* '
+           '(line \\d+ at (assignment|RETURN|IF|CASE|ASSERT|RAISE|WHILE)|during [^\n]*)(\n|$)') then
+    raise exception 'a DDL command that a function runs cannot be replicated from here: where its text ends is not certain'
+      using errcode = 'feature_not_supported',
+            hint = 'Leave double quotes before the end of a line out of the text, or run the command by itself.';
+  end if;
+  return v_match[1];
+end
+$$;
+
 -- What the text of a command is, where it came from, and the key under which its number is counted.
 create or replace function synapsedb.locate_command(
     p_stack text, p_tag text,
@@ -87,11 +119,11 @@ begin
       detail := jsonb_build_object('kind', 'concurrently');
     end if;
   elsif p_stack like 'SQL statement "%' then
-    v_match := regexp_match(p_stack, E'^SQL statement "(.*?)"(?:$|\\n(?:PL/|SQL |[A-Za-z/]+ function ))');
-    query := v_match[1];
-    counter := md5(query);
+    query := synapsedb.innermost_text(p_stack, synapsedb.callers() - 2);
+    counter := md5(p_stack);
     if query !~ E';\\s*\\S' then
       command := query;
+      ordinal := 1;
     end if;
   elsif p_stack like 'SQL function "%' then
     v_match := regexp_match(p_stack, E'^SQL function "(.*?)" statement (\\d+)(?:$|\\n)');
@@ -169,7 +201,7 @@ begin
     return false;
   end if;
   v_text := case when p_stack = '' then current_query()
-                 else substring(p_stack from E'^SQL statement "(.*?)"(?:$|\\n(?:PL/|SQL |[A-Za-z/]+ function ))') end;
+                 else synapsedb.innermost_text(p_stack, synapsedb.callers() - 2) end;
   return v_text !~ E';\\s*\\S' and (
     v_text ~* E'^\\s*create\\s+((global|local)\\s+)?temp(orary)?\\s+table\\s'
     or (v_text ~* E'\\minto\\s+((global|local)\\s+)?temp(orary)?\\s' and v_text !~* E'^\\s*create\\s'));

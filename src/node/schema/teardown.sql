@@ -4,6 +4,10 @@
 
 select pg_catalog.set_config('session_replication_role', 'replica', true);
 select pg_catalog.set_config('client_min_messages', 'warning', true);
+delete from pg_depend d
+ where d.deptype = 'i' and d.refclassid = 'pg_namespace'::regclass and d.refobjid = 'pg_catalog'::regnamespace
+   and d.classid in ('pg_namespace'::regclass, 'pg_publication'::regclass, 'pg_event_trigger'::regclass);
+drop event trigger if exists "!synapsedb_0_replica";
 drop event trigger if exists "!synapsedb_1_path";
 drop event trigger if exists "!synapsedb_1_start";
 drop event trigger if exists "!synapsedb_2_start";
