@@ -72,7 +72,7 @@ $$;
 -- How many callers there are that run SQL, from the function that asks outwards: each holds one such memory
 -- context. A definer's function, since not everyone may look at these.
 create or replace function synapsedb.callers() returns int
-  language sql security definer set search_path = pg_catalog
+  language sql security definer set search_path = pg_catalog, pg_temp
 as $$
   select count(*)::int from pg_backend_memory_contexts where name = 'SPI Proc'
 $$;
@@ -82,7 +82,7 @@ $$;
 -- than there are; what runs a text without a line of its own (query_to_xml, a cascading foreign key) could hide
 -- that, and shows by a statement behind which no function stands, or one that does not run statements.
 create or replace function synapsedb.innermost_text(p_stack text, p_callers int) returns text
-  language plpgsql set search_path = pg_catalog
+  language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_match text[] := regexp_match(p_stack, E'^SQL statement "(.*?)"(?:\n(PL/[A-Za-z]+ function .*))?$');

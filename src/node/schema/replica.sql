@@ -2,7 +2,7 @@
 -- other triggers would not see it and no other node would have it. Rows may be loaded so: their log is the same.
 
 create or replace function synapsedb.on_replica_ddl() returns event_trigger
-  language plpgsql set search_path = pg_catalog
+  language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_stack text := synapsedb.stack();

@@ -8,7 +8,7 @@ select synapsedb.adopt();
 -- Nobody drops them by accident: what looks like a part of schema pg_catalog is dropped with that only. The
 -- triggers themselves could not refuse it, being gone with their functions.
 create or replace function synapsedb.pin(pinned bool) returns void
-  language plpgsql set search_path = pg_catalog
+  language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 begin
   delete from pg_depend d
