@@ -39,6 +39,18 @@ begin
   end if;
   v_drops[4] := array_to_string(v_drops[4:], '/');
 
+  -- What it made or changed.
+  select array_agg(c.classid), array_agg(c.objid), count(*),
+         count(*) filter (where synapsedb.is_temporary(c.classid, c.objid)),
+         count(*) filter (where c.schema_name = 'synapsedb'
+                             or c.object_type in ('schema', 'publication') and c.object_identity = 'synapsedb'),
+         array_agg(distinct c.objid) filter (where c.classid = 'pg_class'::regclass)
+    into v_classes, v_objects, v_made, v_temporary, v_own, v_relations
+    from pg_event_trigger_ddl_commands() c;
+  if synapsedb.is_refreshing(v_stack) and v_made = v_temporary and v_drops[2] in ('', 'temporary') then
+    return;
+  end if;
+
   select l.nested, l.query, l.ordinal, l.command, l.detail, l.counter
     into v_nested, v_query, v_ordinal, v_command, v_detail, v_counter
     from synapsedb.locate_command(v_stack, v_tag) l;
@@ -55,14 +67,6 @@ begin
     perform synapsedb.remember('places', substring(synapsedb.recall('places') from '^[^,]*,(.*)$'));
   end if;
 
-  -- What it made or changed.
-  select array_agg(c.classid), array_agg(c.objid), count(*),
-         count(*) filter (where synapsedb.is_temporary(c.classid, c.objid)),
-         count(*) filter (where c.schema_name = 'synapsedb'
-                             or c.object_type in ('schema', 'publication') and c.object_identity = 'synapsedb'),
-         array_agg(distinct c.objid) filter (where c.classid = 'pg_class'::regclass)
-    into v_classes, v_objects, v_made, v_temporary, v_own, v_relations
-    from pg_event_trigger_ddl_commands() c;
   if v_own > 0 or v_drops[2] = 'own' then
     raise exception 'schema and publication synapsedb belong to SynapseDB'
       using errcode = 'insufficient_privilege',

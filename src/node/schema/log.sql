@@ -101,6 +101,15 @@ begin
 end
 $$;
 
+-- Whether a command is one of those by which REFRESH MATERIALIZED VIEW CONCURRENTLY makes and drops a temporary table
+-- of its own. Nobody's function stands behind it.
+create or replace function synapsedb.is_refreshing(p_stack text) returns bool
+  language sql immutable set search_path = pg_catalog, pg_temp
+as $$
+  select p_stack ~ (E'^SQL statement "(?:(CREATE TEMP TABLE|ALTER TABLE) pg_temp_\\d+\\.pg_temp_\\d+_2 [^;,\\n]*'
+                     '|DROP TABLE pg_temp_\\d+\\.pg_temp_\\d+_2(, pg_temp_\\d+\\.pg_temp_\\d+)?)"(\\n|$)')
+$$;
+
 -- What the text of a command is, where it came from, and the key under which its number is counted.
 create or replace function synapsedb.locate_command(
     p_stack text, p_tag text,
@@ -166,7 +175,7 @@ begin
   if v_tag in ('CREATE EXTENSION', 'ALTER EXTENSION') then
     perform synapsedb.remember('extension', (v_depth + 1)::text);
   end if;
-  if v_depth > 0 then
+  if v_depth > 0 or synapsedb.is_refreshing(v_stack) then
     return;
   end if;
   if v_tag in ('CREATE TABLE AS', 'SELECT INTO', 'CREATE EXTENSION') then
