@@ -5,6 +5,7 @@
 //! is out before anything else is said of it. It doesn't know sessions; the view tells them what they
 //! need.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -336,6 +337,25 @@ impl Replicator {
             tracing::info!("the unit that nobody could apply has been applied; the writer goes on");
         }
         self.announce(&mut state);
+    }
+
+    /// Whether a majority has every unit before this follower does, as things stand. Of equal ones the first counts.
+    pub(super) fn is_spare(&self, id: StreamId, node: NodeId) -> bool {
+        let state = self.lock();
+        let Some(entry) = state.streams.get(&id) else {
+            return false;
+        };
+        let rank = |node: &NodeId, place: &Lsn| (*place, Reverse(*node));
+        let mine = entry.places.get(&node).map(|place| rank(&node, place));
+        let at_work = |other: &NodeId| {
+            let connected = state.followers.get(other).is_some_and(|f| f.connected > 0);
+            connected && state.confirmer.standing(*other) == Some(Standing::InSync)
+        };
+        let before =
+            |(other, place): &(&NodeId, &Lsn)| Some(rank(other, place)) > mine && at_work(other);
+        let before = entry.places.iter().filter(before).count();
+        // The writer is one of the majority.
+        before + 1 >= state.confirmer.majority()
     }
 
     /// An applier has connected (`+1`) or lost its connection (`-1`).

@@ -121,6 +121,8 @@ pub struct Backend {
     pub stream: TcpStream,
     /// Bytes read from the socket and not yet looked at.
     pub input: BytesMut,
+    /// So much is read at once.
+    read_bytes: usize,
     /// What the server said in `ParameterStatus` so far.
     pub parameters: Parameters,
     /// The server process behind the connection.
@@ -148,6 +150,7 @@ impl Backend {
         let mut backend = Self {
             stream,
             input: BytesMut::with_capacity(16 * 1024),
+            read_bytes: READ_BYTES,
             parameters: Arc::default(),
             process_id: 0,
             cancel_key: Bytes::new(),
@@ -301,8 +304,8 @@ impl Backend {
 
     /// A buffer that is nearly full would be read into in crumbs.
     fn make_room(&mut self) {
-        if self.input.capacity() - self.input.len() < READ_BYTES / 4 {
-            self.input.reserve(READ_BYTES);
+        if self.input.capacity() - self.input.len() < self.read_bytes / 4 {
+            self.input.reserve(self.read_bytes);
         }
     }
 
@@ -342,9 +345,10 @@ impl Backend {
         Ok(())
     }
 
-    /// Bounds what the server may have sent that was not read yet.
-    pub fn limit_receiving(&self, bytes: usize) -> io::Result<()> {
-        socket2::SockRef::from(&self.stream).set_recv_buffer_size(bytes)
+    /// Bounds what the server may have sent that was not read yet, and how much of it is read at once.
+    pub fn limit_receiving(&mut self, unread: usize, at_once: usize) -> io::Result<()> {
+        self.read_bytes = at_once;
+        socket2::SockRef::from(&self.stream).set_recv_buffer_size(unread)
     }
 
     /// Runs a simple query of the proxy's own and gives its rows as text. The first error is returned
