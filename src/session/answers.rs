@@ -278,6 +278,7 @@ impl Session {
                 if report::get(frame, field::ROUTINE) == Some(BROKEN_WAIT) {
                     if !self.certain {
                         self.uncertain = true;
+                        self.doubt = Some(self.shared.relay.doubts.enter());
                         return Fate::Hold;
                     }
                     return Fate::Gone;

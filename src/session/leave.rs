@@ -46,11 +46,26 @@ impl Session {
                     "a session lost its connection to a node"
                 );
                 drop(self.lease.take());
-                (!self.told_end).then(|| self.loss())
+                let loss = self.loss();
+                if matches!(loss, ClientError::CommitUnknown) {
+                    self.hold_the_others();
+                }
+                (!self.told_end).then_some(loss)
             }
         };
         let answered = std::mem::take(&mut self.to_client);
         tokio::join!(self.leave_node(), farewell(io, &answered, error));
+    }
+
+    /// The server may show a commit now that no majority has.
+    fn hold_the_others(&self) {
+        let (shared, writer) = (Arc::clone(&self.shared), self.pool.node());
+        let doubt = shared.relay.doubts.enter();
+        tokio::spawn(async move {
+            // It says itself what it could not find out; the client is told 08007 in any case.
+            let _ = shared.relay.service().wait_quorum(writer).await;
+            drop(doubt);
+        });
     }
 
     /// What a lost connection means for the client.

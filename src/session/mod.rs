@@ -5,6 +5,7 @@ pub mod brief;
 pub mod cancel;
 pub mod client;
 pub mod counts;
+pub mod doubts;
 pub mod global_ddl;
 pub mod handshake;
 pub mod inside;

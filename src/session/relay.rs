@@ -22,6 +22,7 @@ use crate::session::brief::Briefs;
 use crate::session::cancel::CancelHandle;
 use crate::session::client::Client;
 use crate::session::counts::{Counts, Tally};
+use crate::session::doubts::{Doubt, Doubts};
 use crate::session::global_ddl::After;
 use crate::session::metadata::Metadata;
 use crate::session::pipeline::{Entry, Expect, Own, Pipeline, Risk};
@@ -50,6 +51,8 @@ pub struct Common {
     briefs: Mutex<BTreeMap<String, Arc<Briefs>>>,
     /// What operators want to know.
     pub counts: Counts,
+    /// Commits whose wait was broken off.
+    pub doubts: Arc<Doubts>,
     service: OnceLock<Arc<dyn Service>>,
     sessions: AtomicU64,
 }
@@ -152,6 +155,8 @@ pub struct Session {
     pub(super) uncertain: bool,
     /// It was made certain for the answer that comes now.
     pub(super) certain: bool,
+    /// The server said that a wait was broken off: the others must not see what they could see now.
+    pub(super) doubt: Option<Doubt>,
     /// Already known to be at work on the probe that failed; the next transaction tries again.
     pub(super) probe_failed: bool,
     /// To be done before the answer in hand goes out.
@@ -225,6 +230,7 @@ pub async fn run(client: Client, shared: Arc<Shared>) {
         watch_drops: false,
         uncertain: false,
         certain: false,
+        doubt: None,
         probe_failed: false,
         after: None,
         undone: false,
@@ -347,6 +353,9 @@ impl Session {
     /// Works off what has arrived on both sides.
     async fn round(&mut self) -> Result<(), End> {
         loop {
+            if self.doubt.is_none() && self.shared.relay.doubts.any() {
+                self.shared.relay.doubts.over().await;
+            }
             self.answers()?;
             if let Some(after) = self.after.take() {
                 self.follow_up(after).await;
@@ -375,7 +384,11 @@ impl Session {
     /// whose wait was broken off (rule 4). The client's own cancel does not end it.
     async fn make_certain(&mut self) -> Result<(), End> {
         let writer = self.pool.node();
+        // Where the client had the server say nothing of it, it may have happened.
+        let doubts = &self.shared.relay.doubts;
+        self.doubt.get_or_insert_with(|| doubts.enter());
         self.shared.relay.service().wait_quorum(writer).await?;
+        self.doubt = None;
         self.uncertain = false;
         self.certain = true;
         Ok(())

@@ -219,6 +219,12 @@ async fn rule_4_a_wait_broken_off_on_the_node_is_not_passed_off_as_a_commit() {
             rows(&writer, waiting).await.is_empty()
         })
         .await;
+        // Nor is it shown to others (to the test, which asks the node itself, it is).
+        let mut reading = in_the_background(&cluster, COUNT).await;
+        assert!(
+            still_waits(&mut reading).await,
+            "{way}: read without a majority"
+        );
         if let Ok(outcome) = tokio::time::timeout(Duration::from_secs(1), &mut commit).await {
             let error = outcome.expect("no panic").expect_err("no majority has it");
             let code = error.code().map_or("", |code| code.code()).to_owned();
@@ -230,6 +236,7 @@ async fn rule_4_a_wait_broken_off_on_the_node_is_not_passed_off_as_a_commit() {
             let outcome = commit.await.expect("no panic");
             assert!(outcome.is_ok(), "{way}: {outcome:?}");
         }
+        reading.await.expect("no panic").expect("read");
         two.release().await;
         cluster.assert_nodes_equal().await;
         let count = ask(&writer, COUNT).await;
