@@ -95,3 +95,71 @@ async fn rule_20_materialized_views_over_volatile_queries_are_alike_everywhere()
     run(&client, drop).await;
     cluster.assert_nodes_equal().await;
 }
+
+/// Casts of users, columns called like what the proxy writes, and values that look like nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_20_odd_materialized_views_are_alike_everywhere() {
+    let cluster = TestCluster::start().await;
+    let client = cluster.client().await;
+    let make = "create materialized view cast_to as select 1 as a, 'x'::text as b;
+        create function tocast(text) returns cast_to language sql immutable as $$ select row(666, 'evil')::cast_to $$;
+        create cast (text as cast_to) with function tocast(text);
+        create function fromcast(cast_to) returns text language sql immutable as $$ select 'evil' $$;
+        create cast (cast_to as text) with function fromcast(cast_to);
+        create type ct as (a int, b text);
+        create materialized view same_name as select row(g, 'zz')::ct as m, g as r from generate_series(1, 3) g;
+        create materialized view plain_name as select g as m from generate_series(1, 3) g;
+        create materialized view \"M-r \"\"x\" as select ';' as \"r\"\"\", null::text as b;
+        create materialized view nothing as select from generate_series(1, 2);
+        refresh materialized view cast_to; refresh materialized view same_name";
+    for sql in make.split_inclusive(";\n") {
+        run(&client, sql).await;
+    }
+    compare(&cluster, "select * from cast_to", "1|x").await;
+    compare(
+        &cluster,
+        "select count(m), max((m).a), max((m).b) from same_name",
+        "3|3|zz",
+    )
+    .await;
+    compare(&cluster, "select sum(m) from plain_name", "6").await;
+    compare(&cluster, "select count(*) from nothing", "2").await;
+}
+
+/// Reading a view may run code of its owner's, who must gain nothing by it, on no node and whoever refreshes.
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_11_refreshing_a_view_lends_its_owner_no_rights() {
+    let cluster = TestCluster::start().await;
+    let client = cluster.client().await;
+    run(
+        &client,
+        "create role mallory login password 'm'; create schema mal authorization mallory",
+    )
+    .await;
+    let mallory = cluster.client_as("mallory", "m", DATABASE).await;
+    let trap = "create function mal.evil() returns void language plpgsql as
+            $$ begin execute 'alter role mallory superuser'; end $$;
+        create function mal.spy(i int) returns bool language plpgsql immutable as $$ begin
+          if (select rolsuper from pg_roles where rolname = current_user) then perform mal.evil(); end if;
+          return true; end $$;
+        create materialized view mal.mv as select g as id, random() as r from generate_series(1, 10) g;
+        create index on mal.mv (id) where mal.spy(1); create index on mal.mv ((mal.spy(2)));
+        create statistics mal.st on (mal.spy(3)), id from mal.mv;
+        refresh materialized view mal.mv";
+    run(&mallory, trap).await;
+    run(&client, "refresh materialized view mal.mv").await;
+    run(&client, "create table marker ()").await;
+    // The comparison reads as a superuser, which is what the trap waits for: the nodes are asked as the owner.
+    let gains = "select (select rolsuper from pg_roles where rolname = 'mallory'),
+        (select count(*) from pg_proc where proname like 'read\\_view%')";
+    for index in 0..3 {
+        let node = cluster.node(index).await;
+        until("the node has it all", || async {
+            ask(&node, "select to_regclass('marker') is not null").await == "t"
+        })
+        .await;
+        assert_eq!(ask(&node, gains).await, "f|0", "node {}", index + 1);
+        run(&node, "set role mallory").await;
+        assert_eq!(ask(&node, "select count(*) from mal.mv").await, "10");
+    }
+}

@@ -49,15 +49,14 @@ impl Filling {
         format!("select synapsedb.{function}({schema}, {name})").into_bytes()
     }
 
-    /// Writes one line's rows. The subselect is kept whole by its OFFSET, so that each record is read once.
+    /// Writes one line's rows. They are a literal without a type, which only the view's own row type reads: a cast
+    /// from text could be a user's.
     fn insert(&self, lines: &[u8]) -> Vec<u8> {
         let view = &self.quoted;
-        let mut command = format!(
-            "insert into {view} select (x.r).* from (select l::{view} as r from pg_catalog.unnest("
-        )
-        .into_bytes();
+        let mut command =
+            format!("insert into {view} select r.* from pg_catalog.unnest(").into_bytes();
         push_literal(&mut command, lines);
-        command.extend_from_slice(b"::pg_catalog.text[]) l offset 0) x");
+        command.extend_from_slice(format!("::{view}[]) r").as_bytes());
         command
     }
 }
