@@ -17,9 +17,11 @@ use crate::ids::{Lsn, NodeId};
 use crate::node::control::{self, ControlError};
 use crate::node::schema::ROLE_COMMANDS;
 
-/// Between rounds; where one takes long, so many times as long as it took.
+/// Between rounds; where one takes long, so many times as long as it took, within bounds: a role that only this
+/// finds is wanted soon.
 const PAUSE: Duration = Duration::from_secs(3);
 const REST: u32 = 20;
+const PAUSE_MAX: Duration = Duration::from_secs(20);
 /// For the followers to have what the writer has.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -49,7 +51,7 @@ impl Steward {
             if self.cancel.run_until_cancelled(round).await.is_none() {
                 return;
             }
-            let pause = PAUSE.max(began.elapsed() * REST);
+            let pause = (began.elapsed() * REST).clamp(PAUSE, PAUSE_MAX);
             tokio::select! {
                 () = self.cancel.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}

@@ -12,6 +12,7 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::replicator::{Failure, RETRY, Replicator};
+use crate::engine::care::Care;
 use crate::engine::confirm::StreamId;
 use crate::ids::{Lsn, NodeId};
 use crate::node::apply::ahead::Ahead;
@@ -133,7 +134,7 @@ impl FollowerTask {
 
     async fn work(&self) {
         let meters = Meters::of(&self.follower.name);
-        let mut single = false;
+        let mut care = Care::default();
         let mut pause = RETRY;
         let mut armed = self.follower.armed;
         loop {
@@ -152,7 +153,7 @@ impl FollowerTask {
                         .applied(self.stream, self.follower.node, place);
                     let connected = Connected::new(&self.replicator, self.follower.node);
                     tracing::info!(node = self.follower.node.0, %place, "follower's applier at work");
-                    let ended = self.apply(applier, &mut single, &meters).await;
+                    let ended = self.apply(applier, &mut care, &meters).await;
                     drop(connected);
                     match ended {
                         Ended::Fenced => return,
@@ -167,12 +168,12 @@ impl FollowerTask {
     }
 
     /// Applies until something fails.
-    async fn apply(&self, mut applier: Applier, single: &mut bool, meters: &Meters) -> Ended {
+    async fn apply(&self, mut applier: Applier, care: &mut Care, meters: &Meters) -> Ended {
         let mut ahead: Option<Ahead> = None;
         loop {
             let batch = tokio::select! {
                 biased;
-                batch = self.queue.next_batch(*single) => batch,
+                batch = self.queue.next_batch(care.single()) => batch,
                 error = applier.broken() => {
                     let node = self.follower.node.0;
                     tracing::warn!(node, %error, "the applier's connection ended; opening another");
@@ -188,18 +189,19 @@ impl FollowerTask {
                     continue;
                 }
             };
-            let batch = self.gather(batch, *single).await;
+            let batch = self.gather(batch, care.single()).await;
             let since = Instant::now();
             let Some(last) = batch.last().map(|unit| unit.id.lsn) else {
                 continue;
             };
+            applier.pass_over_checks(care.unchecked());
             let error = match self.apply_batch(&mut applier, &batch, &mut ahead).await {
                 Ok(()) => {
                     meters.applied(since, batch.len());
                     self.queue.done(last);
                     self.replicator
                         .applied(self.stream, self.follower.node, last);
-                    *single = false;
+                    care.applied();
                     continue;
                 }
                 Err(error) => error,
@@ -209,10 +211,8 @@ impl FollowerTask {
                 tracing::warn!(node, %error, "applying broke off; going on with a new connection");
                 return Ended::Broken;
             }
-            if batch.len() > 1 {
-                // Which of the units it was shows when they come one by one.
-                tracing::warn!(node, %error, "applying failed; trying unit by unit");
-                *single = true;
+            if care.failed(batch.len()) {
+                tracing::warn!(node, %error, ?care, "applying failed; trying with more care");
                 return Ended::Broken;
             }
             let failure = Failure {

@@ -1,5 +1,6 @@
 //! Decisions: units, majority, what to confirm. Inputs and outputs only.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod care;
 pub mod confirm;
 pub mod fence;

@@ -15,6 +15,7 @@ pub const INSTALL: &str = concat!(
     include_str!("schema/end.sql"),
     include_str!("schema/roles.sql"),
     include_str!("schema/facts.sql"),
+    include_str!("schema/checks.sql"),
     include_str!("schema/replica.sql"),
     include_str!("schema/triggers.sql"),
 );

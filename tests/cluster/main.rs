@@ -9,6 +9,7 @@ mod applying;
 mod bad_nodes;
 mod catalogs;
 mod check;
+mod checks;
 mod commands;
 mod comparison;
 mod confirming;

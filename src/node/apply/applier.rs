@@ -12,14 +12,12 @@ use super::ddl::{self, DdlRow};
 use super::error::ApplyError;
 use super::facts::TableFacts;
 use super::pipeline::{Pipeline, Value};
-use super::session::{
-    HIDE_PARAMETERS, NOTE_BUILD, RUNNER_NAME, STATEMENTS, quote_literal, restore,
-};
+use super::roles::Lent;
+use super::session::{NOTE_BUILD, STATEMENTS};
 use super::sql::{self, RowSql, Source};
 use super::text::Text;
 use super::views::Filling;
 use crate::ids::UnitId;
-use crate::node::control::secret_hash;
 use crate::node::spill::SpillReader;
 use crate::node::unit::{Change, Changes, Unit, is_ddl_log};
 use crate::wire::pgoutput::{Relation, tuple::Tuple, tuple::Value as Datum};
@@ -54,6 +52,17 @@ pub(super) struct Table {
     updates: HashMap<(Vec<bool>, bool), Option<Arc<Prepared>>>,
 }
 
+impl Table {
+    /// The names of what was prepared for it.
+    fn statements(&self) -> impl Iterator<Item = &str> {
+        let updates = self.updates.values().flatten();
+        let others = [&self.insert, &self.copy, &self.delete]
+            .into_iter()
+            .flatten();
+        updates.chain(others).map(|prepared| prepared.name.as_str())
+    }
+}
+
 /// One follower's applier for one database.
 #[derive(Debug)]
 pub struct Applier {
@@ -69,6 +78,10 @@ pub struct Applier {
     pub(super) query: Option<Text>,
     /// By role: the quoted name of its runner.
     pub(super) runners: HashMap<String, String>,
+    /// What holds for this transaction only.
+    pub(super) lent: Lent,
+    /// Rows are written past constraints that could say here what they did not say on the writer.
+    pub(super) unchecked: bool,
     /// Foreign code has run on this connection since its statements were prepared.
     pub(super) distrust: bool,
     pub(super) origin: String,
@@ -136,6 +149,7 @@ impl Applier {
     /// The place is a row, since the origin, once set up, moves with an abort as with a commit. It goes last and
     /// together with Sync, which commits whatever the statements before it answered.
     pub(super) async fn end(&mut self, last: &Unit) -> Result<(), ApplyError> {
+        self.give_back().await?;
         self.pipeline.settle().await?;
         let lsn = last.id.lsn.to_string();
         let time = last.committed_at.to_string();
@@ -158,7 +172,7 @@ impl Applier {
                 self.pipeline.close(name);
                 self.pipeline.prepare(name, text);
             }
-            self.tables.clear();
+            self.forget_statements();
             self.distrust = false;
         }
         Ok(())
@@ -238,7 +252,7 @@ impl Applier {
             if building && !facts.building {
                 // What was read of other tables while indexes were being built may be wrong by now.
                 self.building = false;
-                self.tables.retain(|at, _| *at == key);
+                self.forget(|at, _| at == key);
             }
             match self.tables.get_mut(&key) {
                 Some(table) if table.facts == facts => table.read_in = transaction,
@@ -256,9 +270,35 @@ impl Applier {
                 }
             }
         }
+        if self.unchecked {
+            self.lift_checks(&relation.namespace, &relation.name)
+                .await?;
+        }
         self.tables
             .get_mut(&key)
             .ok_or_else(|| ApplyError::NoTable(relation.name.clone()))
+    }
+
+    /// What is known of tables may be wrong from here on.
+    fn forget_tables(&mut self) {
+        self.forget(|_, _| false);
+    }
+
+    /// Code of a user's may have changed its own tables and put other texts under the statements' names. What is
+    /// known of tables that are written as their owner may be wrong too, but harms nobody else.
+    pub(super) fn forget_statements(&mut self) {
+        self.forget(|_, table| table.facts.user_code);
+    }
+
+    fn forget(&mut self, keep: impl Fn(usize, &Table) -> bool) {
+        let pipeline = &mut self.pipeline;
+        self.tables.retain(|at, table| {
+            let kept = keep(*at, table);
+            if !kept {
+                table.statements().for_each(|name| pipeline.close(name));
+            }
+            kept
+        });
     }
 
     fn prepare(pipeline: &mut Pipeline, names: &mut u64, row: RowSql) -> Arc<Prepared> {
@@ -396,30 +436,6 @@ impl Applier {
         self.as_superuser(command.as_bytes()).await
     }
 
-    /// Writes one row as the table's owner, so that code in its constraints has no more rights than there.
-    async fn as_owner(
-        &mut self,
-        relation: &Arc<Relation>,
-        row: &RowSql,
-        old: Option<&Tuple>,
-        new: &Tuple,
-    ) -> Result<(), ApplyError> {
-        let facts = &self.table(relation).await?.facts;
-        let owner = facts.owner.clone();
-        let before_and_after = [facts.lend.clone(), ddl::forced_security(facts)];
-        let command = ddl::with_literals(row, old.unwrap_or(new), new);
-        let settings = ddl::one_row(&self.search_path);
-        for (before, _) in before_and_after.iter().flatten() {
-            self.as_superuser(before.as_bytes()).await?;
-        }
-        self.as_role(&owner, &command, settings.as_bytes()).await?;
-        for (_, after) in before_and_after.iter().flatten().rev() {
-            self.as_superuser(after.as_bytes()).await?;
-        }
-        self.tables.clear();
-        Ok(())
-    }
-
     async fn ddl(&mut self, unit: &Unit, row: &DdlRow) -> Result<(), ApplyError> {
         if let Some((command, row)) = aside::build_of(unit) {
             let values: [Value<'_>; 3] = [
@@ -439,6 +455,7 @@ impl Applier {
             return Ok(());
         };
         let command = ddl::command(&row, self.query.as_ref())?;
+        self.give_back().await?;
         self.pipeline
             .note(|| format!("unit {}: {}", unit.id, ddl::first_line(&command)));
         self.as_role(&row.role, &command, &row.settings.bytes())
@@ -449,76 +466,8 @@ impl Applier {
         if let Some(view) = Filling::of(&row) {
             self.open_view(view).await?;
         }
-        // What the pipeline knows of tables may be wrong from here on.
-        self.tables.clear();
+        self.forget_tables();
         Ok(())
-    }
-
-    /// Runs a command inside a SECURITY DEFINER function owned by `role`. The function is made by the
-    /// superuser's own and exists only as long, so that nothing keeps the role from being dropped.
-    pub(super) async fn as_role(
-        &mut self,
-        role: &str,
-        command: &[u8],
-        settings: &[u8],
-    ) -> Result<(), ApplyError> {
-        if role == self.superuser {
-            return self.run_by(role, command, settings).await;
-        }
-        let hash = secret_hash(&self.secret);
-        let quoted = quote_literal(role);
-        let make = format!("select synapsedb.make_runner({quoted}, '{hash}')");
-        self.as_superuser(make.as_bytes()).await?;
-        self.run_by(role, command, settings).await?;
-        let drop = format!("select synapsedb.drop_runners({quoted})");
-        self.as_superuser(drop.as_bytes()).await
-    }
-
-    pub(super) async fn as_superuser(&mut self, command: &[u8]) -> Result<(), ApplyError> {
-        let superuser = self.superuser.clone();
-        self.run_by(&superuser, command, b"{}").await
-    }
-
-    /// Calls a runner. Parsed anew each time: code that a row or a command set off could have replaced
-    /// any named statement by one that reads the secret (the contract stands in `schema/roles.sql`).
-    async fn run_by(
-        &mut self,
-        role: &str,
-        command: &[u8],
-        settings: &[u8],
-    ) -> Result<(), ApplyError> {
-        self.distrust = true;
-        let runner = self.runner(role).await?;
-        self.pipeline.prepare("", HIDE_PARAMETERS);
-        self.pipeline.execute("", std::iter::empty(), false);
-        let call = format!(
-            "select {runner}($1::pg_catalog.text, $2::pg_catalog.text, $3::pg_catalog.jsonb)"
-        );
-        self.pipeline.prepare("", &call);
-        let values: [Value<'_>; 3] = [Some(self.secret.as_bytes()), Some(command), Some(settings)];
-        self.pipeline.execute("", values.into_iter(), false);
-        // Settings that the command or code behind it made would hold for every row that follows.
-        self.pipeline.prepare("", &restore());
-        let values = [&self.search_path, &self.encoding].map(|value| Some(value.as_bytes()));
-        self.pipeline.execute("", values.into_iter(), false);
-        Ok(())
-    }
-
-    /// The quoted name of a role's runner.
-    async fn runner(&mut self, role: &str) -> Result<String, ApplyError> {
-        if let Some(name) = self.runners.get(role) {
-            return Ok(name.clone());
-        }
-        self.pipeline.prepare("", RUNNER_NAME);
-        let values: [Value<'_>; 1] = [Some(role.as_bytes())];
-        let rows = self.pipeline.query("", values.into_iter()).await?;
-        let name = rows
-            .into_iter()
-            .next()
-            .and_then(|row| row.into_iter().next().flatten());
-        let name = name.unwrap_or_default();
-        self.runners.insert(role.to_owned(), name.clone());
-        Ok(name)
     }
 
     /// Executes one of [`STATEMENTS`], parsed anew where foreign code has run since they were prepared.

@@ -7,6 +7,7 @@ pub mod ddl;
 pub mod error;
 pub mod facts;
 pub mod pipeline;
+pub mod roles;
 pub mod session;
 pub mod sql;
 pub mod start;

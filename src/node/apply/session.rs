@@ -80,6 +80,10 @@ pub const NOTE_BUILD: &str = "insert into synapsedb.pending_indexes (command, se
 pub const HOLD_STILL: &str =
     "select synapsedb.hold_still($1::pg_catalog.text, $2::pg_catalog.text)";
 
+/// How a table's checks are lifted and put back (`schema/checks.sql`). Parameters: schema, table (both text).
+pub const CHECKS: &str =
+    "select * from synapsedb.checks_to_lift($1::pg_catalog.text, $2::pg_catalog.text)";
+
 /// How the schema calls a role's runner.
 pub const RUNNER_NAME: &str = "select 'synapsedb.' operator(pg_catalog.||) pg_catalog.quote_ident(synapsedb.runner_name($1::pg_catalog.name)::pg_catalog.text)";
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::applier::{Applier, PLACES_KEPT};
 use super::error::ApplyError;
 use super::pipeline::{Pipeline, Value};
+use super::roles::Lent;
 use super::session::{
     CONNECTION_SETTINGS, ENCODING, PLACE, RELEASE_ORIGIN, STATEMENTS, TAKE_ORIGIN, session,
 };
@@ -66,6 +67,8 @@ impl Applier {
             names: 0,
             query: None,
             runners: HashMap::new(),
+            lent: Lent::default(),
+            unchecked: false,
             distrust: false,
             origin: origin_name(settings.term, &settings.login.database),
             places: PLACES_KEPT,

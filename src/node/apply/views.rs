@@ -93,6 +93,9 @@ impl Applier {
             }
             return self.as_superuser(&view.call("seal_view")).await;
         };
+        if self.unchecked {
+            self.lift_checks(&view.schema, &view.name).await?;
+        }
         let settings = serde_json::json!({ "search_path": self.search_path }).to_string();
         self.as_role(&view.owner, &view.insert(&lines), settings.as_bytes())
             .await?;
