@@ -52,9 +52,13 @@ class Report:
         return statistics.median(found) if found else None
 
     def ratio(self, case, key):
-        """SynapseDB's median by another system's."""
-        ours, theirs = self.median(case, "synapsedb"), self.median(case, key)
-        return ours / theirs if ours and theirs else None
+        """The median of SynapseDB's rates by another system's in the same round: the machine's mood, which may change
+        by half within minutes, is then in both. Where a round is missing, SynapseDB's median by the other's."""
+        ours, theirs = (self.rates[case.key].get(k) or [] for k in ("synapsedb", key))
+        if len(ours) == len(theirs):
+            ratios = [our / their for our, their in zip(ours, theirs) if their]
+            return statistics.median(ratios) if ratios else None
+        return statistics.median(ours) / statistics.median(theirs) if ours and theirs else None
 
     def goals(self):
         """(case, against, goal, reached ratio or None) of every goal."""
@@ -75,7 +79,7 @@ class Report:
             rows = [["SynapseDB by", *(labels[key] for key in others)]]
             for case in self.cases:
                 rows.append([case.label, *(self._cell(case, key) for key in others)])
-            text += ["", "Ratios, with the goal where there is one:", "", *_markdown(rows)]
+            text += ["", "Ratios (medians of the rounds' ratios), with the goal where there is one:", "", *_markdown(rows)]
         notes = self.notes
         if notes:
             text += ["", *(f"- {note}" for note in notes)]

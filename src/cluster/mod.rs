@@ -4,6 +4,7 @@ pub mod alike;
 pub mod asked;
 mod audit;
 pub mod bring_up;
+mod builds;
 pub mod catalogs;
 pub mod elsewhere;
 pub mod follower;

@@ -210,6 +210,14 @@ impl Replicator {
         entries.any(|entry| entry.database == database)
     }
 
+    /// The followers' builders of indexes in a database.
+    pub fn asides(&self, database: &str) -> Vec<Arc<Aside>> {
+        let state = self.lock();
+        let mut entries = state.streams.values();
+        let entry = entries.find(|entry| entry.database == database);
+        entry.map_or_else(Vec::new, |entry| entry.asides.values().cloned().collect())
+    }
+
     /// Stops replicating a database that is about to be dropped.
     pub fn remove_database(&self, database: &str) {
         let mut state = self.lock();

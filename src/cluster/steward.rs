@@ -34,7 +34,7 @@ const CONNECT: Duration = Duration::from_secs(5);
 pub struct Steward {
     pub(super) config: Arc<Config>,
     pub(super) control: Control,
-    replicator: Arc<Replicator>,
+    pub(super) replicator: Arc<Replicator>,
     view: ArcSwap<View>,
     /// Since when each follower lacks something that a majority has.
     behind_since: Mutex<BTreeMap<NodeId, Instant>>,
@@ -105,6 +105,10 @@ impl Steward {
             .spawn(async move { this.record_fences().await });
         let this = Arc::clone(&steward);
         steward.tasks.spawn(async move { this.audit().await });
+        let this = Arc::clone(&steward);
+        steward
+            .tasks
+            .spawn(async move { this.watch_builds().await });
         tracing::info!(epoch = %steward.epoch, writer = steward.writer.0, "cluster is up");
         Ok(steward)
     }

@@ -3,13 +3,54 @@
 //! An index changes no rows, so nobody's commit needs to wait for its build. Only a command that names
 //! the index is taken: the server's own choice of a name depends on what is there at that moment.
 
+use std::borrow::Cow;
+
 use super::lexer::lex;
 use super::pieces::plain_form;
+use super::split::split;
 use super::words::Words;
 
 /// `CREATE [UNIQUE] INDEX name ON ...` as `CREATE [UNIQUE] INDEX CONCURRENTLY name ON ...`; none for
 /// any other text. The bytes are the client's own but for the one keyword.
 pub fn concurrent_form(command: &str) -> Option<String> {
+    named_index(command).map(|(concurrent, _)| concurrent)
+}
+
+/// From a text that is such a command and nothing else: the command in its plain form, and the name of the index as
+/// the catalog has it. Read with `standard_conforming_strings` on.
+pub fn lone_build(text: &str) -> Option<(String, String)> {
+    let lexed = lex(text, true);
+    if lexed.fault.is_some() {
+        return None;
+    }
+    let pieces = split(text, &lexed.tokens);
+    let [piece] = pieces.as_slice() else {
+        return None;
+    };
+    let command = plain_form(&text[piece.bytes.clone()]).into_owned();
+    let (_, name) = named_index(&command)?;
+    Some((command, name))
+}
+
+/// `DROP INDEX ...` as `DROP INDEX IF EXISTS ...`, any other command as it is: a writer may drop what a failed
+/// `CREATE INDEX CONCURRENTLY` left there, which no follower has.
+pub fn tolerant_drop(command: &str) -> Cow<'_, str> {
+    let lexed = lex(command, true);
+    let words = Words {
+        text: command,
+        tokens: &lexed.tokens,
+    };
+    let drops = words.is(0, "drop") && words.is(1, "index") && words.phrase(2, "if exists") == 0;
+    match lexed.tokens.get(1).filter(|_| drops) {
+        Some(index) => {
+            let (before, behind) = command.split_at(index.end);
+            Cow::Owned(format!("{before} if exists{behind}"))
+        }
+        None => Cow::Borrowed(command),
+    }
+}
+
+fn named_index(command: &str) -> Option<(String, String)> {
     let plain = plain_form(command);
     // What is looked at stands before any literal, so how those are read does not matter.
     let lexed = lex(&plain, true);
@@ -31,12 +72,13 @@ pub fn concurrent_form(command: &str) -> Option<String> {
         return None;
     }
     let at = lexed.tokens.get(index)?.end;
-    Some(format!("{} concurrently{}", &plain[..at], &plain[at..]))
+    let concurrent = format!("{} concurrently{}", &plain[..at], &plain[at..]);
+    Some((concurrent, words.name(name)?))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::concurrent_form;
+    use super::{concurrent_form, lone_build, tolerant_drop};
 
     #[test]
     fn only_a_named_index_is_built_aside() {
@@ -63,6 +105,43 @@ mod tests {
             "",
         ] {
             assert_eq!(built(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn an_index_that_is_not_there_may_be_dropped() {
+        for (command, tolerant) in [
+            (
+                "DROP INDEX a, b cascade",
+                "DROP INDEX if exists a, b cascade",
+            ),
+            ("drop index if exists a", "drop index if exists a"),
+            ("drop index \"if\"", "drop index if exists \"if\""),
+            ("drop table index", "drop table index"),
+        ] {
+            assert_eq!(tolerant_drop(command), tolerant);
+        }
+    }
+
+    #[test]
+    fn only_a_text_with_nothing_else_is_a_lone_build() {
+        let both = |a: &str, b: &str| Some((a.to_owned(), b.to_owned()));
+        for (text, lone) in [
+            (
+                "create index concurrently \"My I\" on t (a); ",
+                both("create index  \"My I\" on t (a)", "My I"),
+            ),
+            (
+                "create index My on t ((a || ';'))",
+                both("create index My on t ((a || ';'))", "my"),
+            ),
+            ("create index i on t (a); reset role", None),
+            ("select 1; create index i on t (a)", None),
+            ("create index on t (a)", None),
+            ("create index i on t (a) where b = 'x", None),
+            ("", None),
+        ] {
+            assert_eq!(lone_build(text), lone, "{text}");
         }
     }
 }

@@ -7,6 +7,7 @@ mod acknowledged;
 mod ahead;
 mod applying;
 mod bad_nodes;
+mod builds;
 mod catalogs;
 mod check;
 mod checks;

@@ -3,7 +3,8 @@
 //! The applier notes the build in `synapsedb.pending_indexes`, in the transaction of the unit that
 //! brought it; a worker per follower and database does the builds in that order, CONCURRENTLY, and
 //! crosses them off. A build that was cut short is begun anew. Guards promise 2: later DDL waits until
-//! nothing is pending, so that names and definitions come out as on the writer.
+//! nothing is pending, so that names and definitions come out as on the writer. One build may be begun while the
+//! writer is at it (`early.rs`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Row};
 
 use super::ddl::DdlRow;
+use super::early::{self, Early, Head, Task};
 use crate::ids::NodeId;
 use crate::node::control::{Control, ControlError};
 use crate::node::unit::{Change, Changes, Unit};
@@ -22,6 +24,10 @@ use crate::sql::pieces;
 
 /// After a build failed, until it is tried again.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// So often the writer is asked for an index whose command has come, and so far apart: its commit is about to show.
+const LOOKS: u32 = 50;
+const LOOK: Duration = Duration::from_millis(200);
 
 /// The settings that an index definition may depend on; others of the row do not matter here.
 const SETTINGS: [&str; 8] = [
@@ -66,6 +72,8 @@ pub struct Aside {
     more: Notify,
     /// Builds that are pending; none until they have been counted.
     left: watch::Sender<Option<usize>>,
+    /// What the writer is still building.
+    head: Head,
 }
 
 impl Aside {
@@ -77,12 +85,47 @@ impl Aside {
             database,
             more: Notify::new(),
             left: watch::Sender::new(None),
+            head: Head::default(),
         })
     }
 
-    /// A build has been noted durably.
-    pub fn noted(&self) {
+    /// The build of a unit has been noted durably.
+    pub fn noted(&self, command: &str) {
         self.left.send_replace(None);
+        self.head.confirm(command);
+        self.more.notify_one();
+    }
+
+    /// A build that the writer has begun, which may be begun here too once the applier knows of it.
+    pub fn head(&self) -> &Head {
+        &self.head
+    }
+
+    /// Notes the offered build durably. From here on the applier must take all tables for such as may get an
+    /// index at any time; it says so by [`Head::accept`].
+    pub async fn note_early(&self, early: &Early) -> Result<(), ControlError> {
+        let client = self.control.connect(self.node, &self.database).await?;
+        early::note(&client, early).await
+    }
+
+    /// The applier knows of the build.
+    pub fn begin_early(&self) {
+        self.head.accept();
+        self.more.notify_one();
+    }
+
+    /// Nothing that was begun early stays, but what is `command`'s own. Ends when it is gone.
+    pub async fn without_early(&self, command: Option<&str>) {
+        if !command.is_some_and(|command| self.head.is_of(command)) {
+            self.head.leave();
+            self.more.notify_one();
+            self.head.none().await;
+        }
+    }
+
+    /// The writer no longer builds it, and its command has not come.
+    pub fn withdraw(&self, early: &Early) {
+        self.head.withdraw(early);
         self.more.notify_one();
     }
 
@@ -103,8 +146,10 @@ impl Aside {
 
     /// Works until dropped. A build under way is then ended by the server and begun anew next time.
     pub async fn run(&self) {
+        // What an earlier process began may be anything by now.
+        let mut clear = true;
         loop {
-            match self.work().await {
+            match self.work(&mut clear).await {
                 Ok(()) => self.more.notified().await,
                 Err(error) => {
                     tracing::warn!(node = self.node.0, database = %self.database, %error, "building an index failed; trying again");
@@ -115,31 +160,100 @@ impl Aside {
     }
 
     /// Everything that is pending now.
-    async fn work(&self) -> Result<(), ControlError> {
+    async fn work(&self, clear: &mut bool) -> Result<(), ControlError> {
         let client = self.control.connect(self.node, &self.database).await?;
+        if *clear {
+            self.drop_early(&client).await?;
+            *clear = false;
+        }
         loop {
+            match self.head.task() {
+                Task::Drop => self.drop_early(&client).await?,
+                Task::Build(early) => self.build_early(&early).await,
+                Task::Nothing => {}
+            }
             let rows = client
                 .query(
-                    "select id, command, settings, role::text from synapsedb.pending_indexes order by id",
+                    "select id, command, settings, role::text from synapsedb.pending_indexes \
+                      where early is null order by id",
                     &[],
                 )
                 .await?;
             self.left.send_replace(Some(rows.len()));
             let Some(row) = rows.first() else {
-                return Ok(());
+                match self.head.task() {
+                    Task::Nothing => return Ok(()),
+                    _ => continue,
+                }
             };
             let (id, build): (i64, _) = (row.get(0), Build::of(row));
-            tracing::info!(node = self.node.0, database = %self.database, pending = rows.len(), "building an index beside the stream");
-            drop_broken(&client).await?;
-            self.build(&build).await?;
+            if !self.stands_already(&client, &build.command).await? {
+                tracing::info!(node = self.node.0, database = %self.database, pending = rows.len(), "building an index beside the stream");
+                drop_broken(&client).await?;
+                self.build(&build, true).await?;
+            }
             let delete = "delete from synapsedb.pending_indexes where id = $1";
             client.execute(delete, &[&id]).await?;
         }
     }
 
-    /// As the role that ran the command on the writer. Where that one lacks a right here, as the superuser:
+    async fn drop_early(&self, client: &Client) -> Result<(), ControlError> {
+        early::clear(client).await?;
+        self.head.gone();
+        Ok(())
+    }
+
+    /// What fails here is no harm: it is built when its command has come.
+    async fn build_early(&self, early: &Early) {
+        let path = format!("{}, \"$user\", public", quote_ident(&early.schema));
+        let build = Build {
+            command: early.command.clone(),
+            settings: serde_json::json!({ "search_path": path }),
+            role: Some(early.role.clone()),
+        };
+        tracing::info!(node = self.node.0, database = %self.database, index = %early.index, "beginning an index while the writer builds it");
+        tokio::select! {
+            () = self.head.must_leave() => {}
+            outcome = self.build(&build, false) => match outcome {
+                Ok(()) => self.head.built(),
+                Err(error) => {
+                    tracing::info!(node = self.node.0, %error, "the index can't be built before its command has come");
+                    self.head.leave();
+                }
+            }
+        }
+    }
+
+    /// Whether a build has proved to be what was begun early; where it has not, that is dropped.
+    async fn stands_already(&self, client: &Client, command: &str) -> Result<bool, ControlError> {
+        let mut same = false;
+        if let Some(early) = self.head.proved(command) {
+            for _ in 0..LOOKS {
+                same = early::is_the_writers(client, &self.control, &self.database, &early).await?;
+                if same {
+                    break;
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+        if same {
+            let forget = "delete from synapsedb.pending_indexes where early is not null";
+            client.execute(forget, &[]).await?;
+            self.head.gone();
+            tracing::info!(
+                node = self.node.0,
+                command,
+                "an index begun early is the writer's"
+            );
+        } else {
+            self.drop_early(client).await?;
+        }
+        Ok(same)
+    }
+
+    /// As the role that ran the command on the writer; `anyhow`: also where it can't be done CONCURRENTLY. Where that one lacks a right here, as the superuser:
     /// the writer has the index, so this node needs it too.
-    async fn build(&self, order: &Build) -> Result<(), ControlError> {
+    async fn build(&self, order: &Build, anyhow: bool) -> Result<(), ControlError> {
         let Some(concurrent) = concurrent_form(&order.command) else {
             // Only index builds are noted here; what else stands there is not ours.
             let command = &order.command;
@@ -151,14 +265,15 @@ impl Aside {
             return Ok(());
         };
         let built = self
-            .build_as(order, &concurrent, order.role.as_deref())
+            .build_as(order, &concurrent, order.role.as_deref(), anyhow)
             .await;
         match built {
             Err(error)
-                if order.role.is_some()
+                if anyhow
+                    && order.role.is_some()
                     && error.sqlstate() == Some(SqlState::INSUFFICIENT_PRIVILEGE.code()) =>
             {
-                self.build_as(order, &concurrent, None).await
+                self.build_as(order, &concurrent, None, anyhow).await
             }
             built => built,
         }
@@ -171,6 +286,7 @@ impl Aside {
         order: &Build,
         concurrent: &str,
         role: Option<&str>,
+        anyhow: bool,
     ) -> Result<(), ControlError> {
         let client = self.control.connect(self.node, &self.database).await?;
         let settings = SETTINGS.into_iter().filter_map(|name| {
@@ -184,7 +300,7 @@ impl Aside {
         }
         let built = match client.batch_execute(concurrent).await {
             // A partitioned table, or an access method that can't.
-            Err(error) if error.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) => {
+            Err(error) if anyhow && error.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) => {
                 let plain = pieces::plain_form(&order.command);
                 client.batch_execute(&plain).await
             }
@@ -192,7 +308,7 @@ impl Aside {
         };
         match built {
             // It was built before the proxy could cross it off.
-            Err(error) if error.code() == Some(&SqlState::DUPLICATE_TABLE) => Ok(()),
+            Err(error) if anyhow && error.code() == Some(&SqlState::DUPLICATE_TABLE) => Ok(()),
             built => Ok(built?),
         }
     }
@@ -214,6 +330,10 @@ impl Build {
             role: row.get(3),
         }
     }
+}
+
+fn quote_ident(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// What a build that was cut short left behind, which nothing uses. The writer has no invalid index at

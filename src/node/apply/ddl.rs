@@ -11,6 +11,7 @@ use super::facts::TableFacts;
 use super::sql::{RowSql, Source};
 use super::text::Text;
 use crate::node::unit::{Change, Changes, Unit};
+use crate::sql::aside::tolerant_drop;
 use crate::sql::pieces;
 use crate::wire::pgoutput::Relation;
 use crate::wire::pgoutput::tuple::{Tuple, Value as Datum};
@@ -132,7 +133,7 @@ fn conforming(row: &DdlRow) -> bool {
 /// `whole` is the command itself where the row has it, else the text that it stands in.
 fn logged_command(row: &DdlRow, whole: &str) -> Result<String, DdlError> {
     if row.command.is_some() {
-        return Ok(pieces::plain_form(whole).into_owned());
+        return Ok(for_follower(whole));
     }
     let query = whole;
     let conforming = conforming(row);
@@ -145,7 +146,12 @@ fn logged_command(row: &DdlRow, whole: &str) -> Result<String, DdlError> {
         tag: row.tag.clone(),
         why: why.to_string(),
     })?;
-    Ok(pieces::plain_form(piece).into_owned())
+    Ok(for_follower(piece))
+}
+
+fn for_follower(command: &str) -> String {
+    let plain = pieces::plain_form(command);
+    tolerant_drop(&plain).into_owned()
 }
 
 /// What the superuser's runner must run right after the command, where the row asks for anything.

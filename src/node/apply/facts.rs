@@ -82,6 +82,11 @@ impl TableFacts {
 }
 
 impl Applier {
+    /// Tables may get indexes from here on that no DDL in the stream tells of.
+    pub fn expect_indexes(&mut self) {
+        self.building = true;
+    }
+
     /// Until the transaction ends, no index of the table comes into use of which the catalog says nothing now.
     pub(super) fn hold_still(&mut self, relation: &Relation) {
         let names = [&relation.namespace, &relation.name].map(|name| Some(name.as_bytes()));

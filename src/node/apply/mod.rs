@@ -4,6 +4,7 @@ pub mod ahead;
 pub mod applier;
 pub mod aside;
 pub mod ddl;
+pub mod early;
 pub mod error;
 pub mod facts;
 pub mod pipeline;

@@ -79,6 +79,16 @@ begin
      and coalesce(v_detail ->> 'kind', '') <> 'concurrently' then
     return;
   end if;
+  -- What a CREATE INDEX CONCURRENTLY that failed left is on this node alone, and nothing uses it.
+  if v_tag = 'CREATE INDEX' and v_detail ->> 'kind' = 'concurrently'
+     and not exists (select from pg_index i where i.xmin = pg_current_xact_id()::xid and i.indisvalid) then
+    return;
+  end if;
+  if v_tag in ('ALTER INDEX', 'COMMENT') and exists (
+       select from pg_index i join pg_class c on c.oid = i.indexrelid
+        where i.indexrelid = v_objects[1] and not i.indisvalid and c.relkind = 'i') then
+    return;
+  end if;
   if (v_made > 0 and v_made = v_temporary) or (v_made = 0 and v_drops[2] = 'temporary') then
     return;
   end if;

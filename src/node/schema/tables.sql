@@ -109,6 +109,8 @@ create table if not exists synapsedb.pending_indexes (
 );
 -- Who ran the command: the build is done as that role.
 alter table synapsedb.pending_indexes add column if not exists role name;
+-- A build that the writer has only begun: [schema, table, index]. What it made goes if the writer's is not logged.
+alter table synapsedb.pending_indexes add column if not exists early text[];
 
 -- Up to where this node has the writer's history, one new row with each transaction of the applier; the greatest
 -- counts. The origin alone does not know: an abort moves it like a commit does. Rows are added, not updated, since
