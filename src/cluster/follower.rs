@@ -197,7 +197,7 @@ impl FollowerTask {
             let Some(last) = batch.last().map(|unit| unit.id.lsn) else {
                 continue;
             };
-            applier.pass_over_checks(care.unchecked());
+            applier.take_care(*care);
             let error = match self.apply_batch(&mut applier, &batch, &mut ahead).await {
                 Ok(()) => {
                     meters.applied(since, batch.len());

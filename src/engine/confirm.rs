@@ -23,6 +23,10 @@ pub struct Report {
     pub write: Lsn,
     /// Every node that is owed its data has everything before this place durable.
     pub flush: Lsn,
+    /// Grows whenever `write` gets past the end of a unit; no greater than `write`.
+    pub unit: Lsn,
+    /// A unit that a majority lacks begins right at `write`, so that another report is about to follow.
+    pub bounded: bool,
 }
 
 /// How a follower counts.
@@ -54,6 +58,8 @@ struct Stream {
     pending: VecDeque<Pending>,
     /// Each follower's last durable unit, by the end of its commit record.
     applied: BTreeMap<NodeId, Lsn>,
+    /// The end of the last unit that a majority has.
+    passed: Lsn,
 }
 
 impl Stream {
@@ -63,6 +69,21 @@ impl Stream {
         self.pending
             .get(missing)
             .map_or(self.decoded, |unit| unit.commit)
+    }
+
+    /// The end of the last pending unit that ends no later than `place`.
+    fn last_end(&self, place: Lsn) -> Lsn {
+        let passed = self.pending.partition_point(|unit| unit.end <= place);
+        let last = passed.checked_sub(1).and_then(|at| self.pending.get(at));
+        last.map_or(Lsn::default(), |unit| unit.end)
+    }
+
+    /// Whether a pending unit's commit record begins at `place`.
+    fn begins_at(&self, place: Lsn) -> bool {
+        let found = self
+            .pending
+            .binary_search_by_key(&place, |unit| unit.commit);
+        found.is_ok()
     }
 
     /// Forgets the units that everybody who is owed them has.
@@ -107,6 +128,7 @@ impl Confirmer {
             decoded: start,
             pending: VecDeque::new(),
             applied: places.clone(),
+            passed: Lsn::default(),
         };
         let previous = self.streams.insert(id, stream);
         debug_assert!(previous.is_none());
@@ -204,7 +226,8 @@ impl Confirmer {
     /// What may be told to the writer now. It never shrinks.
     pub fn report(&mut self) -> Report {
         let majority = self.majority();
-        let mut report: Option<Report> = None;
+        let mut report: Option<(Lsn, Lsn)> = None;
+        let mut passed = self.last.unit;
         for stream in self.streams.values_mut() {
             let mut has = Vec::with_capacity(self.nodes);
             has.push(stream.decoded);
@@ -225,16 +248,21 @@ impl Confirmer {
             let write = has.get(majority - 1).copied().unwrap_or_default();
             // Without a quorum the flush must not release what the write may not.
             let flush = everybody.min(write);
+            stream.passed = stream.passed.max(stream.last_end(write));
+            passed = passed.max(stream.passed);
             stream.prune(owed.min(write));
-            report = Some(report.map_or(Report { write, flush }, |least| Report {
-                write: least.write.min(write),
-                flush: least.flush.min(flush),
+            report = Some(report.map_or((write, flush), |least| {
+                (least.0.min(write), least.1.min(flush))
             }));
         }
-        if let Some(report) = report {
-            self.last.write = self.last.write.max(report.write);
-            self.last.flush = self.last.flush.max(report.flush);
+        if let Some((write, flush)) = report {
+            self.last.write = self.last.write.max(write);
+            self.last.flush = self.last.flush.max(flush);
         }
+        // One stream may be further than the report.
+        self.last.unit = passed.min(self.last.write);
+        let write = self.last.write;
+        self.last.bounded = self.streams.values().any(|stream| stream.begins_at(write));
         self.last
     }
 }

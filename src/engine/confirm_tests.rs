@@ -216,7 +216,9 @@ fn one_slow_follower_holds_the_flush_but_not_the_write() {
         confirmer.report(),
         Report {
             write: Lsn(20),
-            flush: Lsn(10)
+            flush: Lsn(10),
+            unit: Lsn(20),
+            bounded: false,
         }
     );
     confirmer.set_standing(NodeId(1), Standing::Out);
@@ -224,9 +226,43 @@ fn one_slow_follower_holds_the_flush_but_not_the_write() {
         confirmer.report(),
         Report {
             write: Lsn(20),
-            flush: Lsn(20)
+            flush: Lsn(20),
+            unit: Lsn(20),
+            bounded: false,
         }
     );
+}
+
+#[test]
+fn a_report_says_whether_it_is_past_another_unit_and_what_stands_right_behind_it() {
+    let followers = [NodeId(1), NodeId(2)].map(|node| (node, Standing::InSync));
+    let mut confirmer = Confirmer::new(3, followers);
+    confirmer.add_stream(0, Lsn(0), &BTreeMap::new());
+    confirmer.add_stream(1, Lsn(0), &BTreeMap::new());
+    let mut told = |event: &dyn Fn(&mut Confirmer)| {
+        event(&mut confirmer);
+        let report = confirmer.report();
+        (report.write.0, report.unit.0, report.bounded)
+    };
+    assert_eq!(
+        told(&|c| c.decoded_unit(0, Lsn(10), Lsn(20))),
+        (0, 0, false)
+    );
+    assert_eq!(told(&|c| c.decoded_up_to(1, Lsn(35))), (10, 0, true));
+    assert_eq!(
+        told(&|c| c.decoded_unit(0, Lsn(20), Lsn(30))),
+        (10, 0, true)
+    );
+    assert_eq!(told(&|c| c.applied(0, NodeId(1), Lsn(20))), (20, 20, true));
+    assert_eq!(
+        told(&|c| c.decoded_unit(0, Lsn(40), Lsn(50))),
+        (20, 20, true)
+    );
+    assert_eq!(told(&|c| c.applied(0, NodeId(1), Lsn(30))), (35, 30, false));
+    // The first stream has more than the second was read.
+    assert_eq!(told(&|c| c.applied(0, NodeId(1), Lsn(50))), (35, 35, false));
+    assert_eq!(told(&|c| c.applied(0, NodeId(2), Lsn(50))), (35, 35, false));
+    assert_eq!(told(&|c| c.decoded_up_to(1, Lsn(60))), (50, 50, false));
 }
 
 #[test]

@@ -162,7 +162,7 @@ impl Stream {
                         return Ok(());
                     }
                     let report = *reports.borrow_and_update();
-                    if self.reported.is_none_or(|last| last.write != report.write) {
+                    if self.reported.is_none_or(|last| releases(last, report)) {
                         self.report(report).await?;
                         due = None;
                     } else if due.is_none() {
@@ -240,6 +240,12 @@ impl Stream {
         self.reported = Some(report);
         Ok(())
     }
+}
+
+/// Whether a report is worth a message of its own. What releases no unit and stands right before one is not: the
+/// commits in between, which wrote nothing that is replicated, are released together with that one.
+fn releases(last: Report, report: Report) -> bool {
+    report.unit > last.unit || report.write > last.write && !report.bounded
 }
 
 /// Settings that decide how values become text, given where no ALTER ROLE or ALTER DATABASE can

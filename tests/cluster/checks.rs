@@ -105,3 +105,31 @@ async fn rule_13_a_check_on_the_time_stops_no_follower_that_is_late() {
     waiting.await.expect("no panic").expect("acknowledged");
     all_is_well(&cluster).await;
 }
+
+/// Rows are counted on the server, and foreign code could count too: what was found before it runs is checked before.
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_14_a_missing_row_is_noticed_though_foreign_code_runs_behind_it() {
+    let cluster = TestCluster::start().await;
+    let client = cluster.client().await;
+    let make = "create table t (id int primary key, v int); insert into t select g, g from generate_series(1, 10) g;
+        create function counts(int) returns int language plpgsql immutable as $$ begin
+          if session_user = 'synapsedb_applier' then perform set_config('synapsedb.found', '1', false); end if;
+          return $1; end $$;
+        create table coded (id int primary key, check (counts(id) > 0))";
+    run(&client, make).await;
+    let plain = "begin; update t set v = 1 where id = 1; insert into coded values (1); update t set v = 2 where id = 2;
+        delete from t where id = 3; insert into coded values (2); commit";
+    run(&client, plain).await;
+    cluster.assert_nodes_equal().await;
+    let third = cluster.node(2).await;
+    let missing = "set synchronous_commit = local; delete from t where id = 5";
+    run(&third, missing).await;
+    let both = "begin; update t set v = 50 where id = 5; insert into coded values (3); commit";
+    run(&client, both).await;
+    until_status(&cluster, 2, "fenced").await;
+    let log = cluster.proxy_log_text();
+    assert!(
+        log.contains("0 rows were changed where 1 should have been"),
+        "{log}"
+    );
+}

@@ -12,8 +12,9 @@ use super::applier::Applier;
 use super::ddl;
 use super::error::ApplyError;
 use super::pipeline::Value;
-use super::session::{CHECKS, HIDE_PARAMETERS, RUNNER_NAME, quote_literal, restore};
+use super::session::{CHECKS, FOUND, HIDE_PARAMETERS, RUNNER_NAME, quote_literal, restore};
 use super::sql::RowSql;
+use crate::engine::care::Care;
 use crate::node::control::secret_hash;
 use crate::wire::pgoutput::Relation;
 use crate::wire::pgoutput::tuple::Tuple;
@@ -32,9 +33,9 @@ pub(super) struct Lent {
 }
 
 impl Applier {
-    /// Whether checks are out of force for the units that come next. Not to be changed within a transaction.
-    pub fn pass_over_checks(&mut self, unchecked: bool) {
-        self.unchecked = unchecked;
+    /// How carefully the units that come next are applied. Not to be changed within a transaction.
+    pub fn take_care(&mut self, care: Care) {
+        self.care = care;
     }
 
     /// Writes one row as the table's owner, so that code in its constraints has no more rights than there.
@@ -129,6 +130,12 @@ impl Applier {
         command: &[u8],
         settings: &[u8],
     ) -> Result<(), ApplyError> {
+        if let Some(found) = self.counted.take().filter(|found| *found > 0) {
+            let found = found.to_string();
+            self.pipeline.prepare("", FOUND);
+            let values = [Some(found.as_bytes())];
+            self.pipeline.execute("", values.into_iter(), false);
+        }
         self.distrust = true;
         let runner = self.runner(role).await?;
         self.pipeline.prepare("", HIDE_PARAMETERS);

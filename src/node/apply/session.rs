@@ -4,7 +4,8 @@
 use super::facts::TABLE_FACTS;
 
 /// So that no ALTER ROLE or ALTER DATABASE has a say (rule 12).
-const SETTINGS: [(&str, &str); 23] = [
+const SETTINGS: [(&str, &str); 24] = [
+    ("synapsedb.found", "0"),
     ("session_replication_role", "replica"),
     ("synchronous_commit", "local"),
     ("datestyle", "ISO"),
@@ -87,6 +88,16 @@ pub const CHECKS: &str =
 /// How the schema calls a role's runner.
 pub const RUNNER_NAME: &str = "select 'synapsedb.' operator(pg_catalog.||) pg_catalog.quote_ident(synapsedb.runner_name($1::pg_catalog.name)::pg_catalog.text)";
 
+/// Behind a statement that must find one row: counts it. A transaction that counted another number than it should
+/// can't set its place ([`STATEMENTS`]), so nobody need wait for the statements' answers before it commits.
+pub const COUNT: &str = " returning pg_catalog.set_config('synapsedb.found', \
+     (pg_catalog.current_setting('synapsedb.found')::pg_catalog.int4 operator(pg_catalog.+) 1)::pg_catalog.text, false)";
+
+/// The same check before foreign code runs, which could count for itself. Its count begins anew.
+pub const FOUND: &str = "select case when pg_catalog.current_setting('synapsedb.found') operator(pg_catalog.=) $1::pg_catalog.text \
+     then pg_catalog.set_config('synapsedb.found', '0', false) \
+     else synapsedb.not_found(pg_catalog.current_setting('synapsedb.found'), $1::pg_catalog.text) end";
+
 /// A literal, with `standard_conforming_strings` on.
 pub fn quote_literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
@@ -101,7 +112,10 @@ pub const STATEMENTS: [(&str, &str); 4] = [
     (
         "place",
         "insert into synapsedb.applied_places (origin, lsn) select $1::pg_catalog.text, $2::pg_catalog.pg_lsn \
-         from pg_catalog.pg_replication_origin_xact_setup($2::pg_catalog.pg_lsn, \
+         from (select case when pg_catalog.current_setting('synapsedb.found') operator(pg_catalog.=) $4::pg_catalog.text \
+           then pg_catalog.set_config('synapsedb.found', '0', false) \
+           else synapsedb.not_found(pg_catalog.current_setting('synapsedb.found'), $4::pg_catalog.text) end offset 0) f, \
+         pg_catalog.pg_replication_origin_xact_setup($2::pg_catalog.pg_lsn, \
          '2000-01-01 00:00:00+00'::pg_catalog.timestamptz operator(pg_catalog.+) \
          ($3::pg_catalog.int8 operator(pg_catalog.*) '1 microsecond'::pg_catalog.interval))",
     ),

@@ -13,6 +13,7 @@ use super::roles::Lent;
 use super::session::{
     CONNECTION_SETTINGS, ENCODING, PLACE, RELEASE_ORIGIN, STATEMENTS, TAKE_ORIGIN, session,
 };
+use crate::engine::care::Care;
 use crate::ids::{Epoch, Lsn, origin_name};
 use crate::node::backend::{Address, Backend, Login};
 use crate::node::unit::Unit;
@@ -67,8 +68,9 @@ impl Applier {
             names: 0,
             query: None,
             runners: HashMap::new(),
+            counted: None,
             lent: Lent::default(),
-            unchecked: false,
+            care: Care::default(),
             distrust: false,
             origin: origin_name(settings.term, &settings.login.database),
             places: PLACES_KEPT,

@@ -93,7 +93,7 @@ impl Applier {
             }
             return self.as_superuser(&view.call("seal_view")).await;
         };
-        if self.unchecked {
+        if self.care.unchecked() {
             self.lift_checks(&view.schema, &view.name).await?;
         }
         let settings = serde_json::json!({ "search_path": self.search_path }).to_string();

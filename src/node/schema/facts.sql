@@ -211,6 +211,15 @@ select quote_ident(p_schema) || '.' || quote_ident(c.relname),
  order by a.attnum
 $$;
 
+-- Says that a transaction of the applier's found another number of rows than it had to change.
+create or replace function synapsedb.not_found(p_found text, p_wanted text) returns text
+  language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+begin
+  raise exception '% rows were changed where % should have been', p_found, p_wanted using errcode = 'data_exception';
+end
+$$;
+
 -- Until the transaction ends, no index of the table comes into use that is not in the catalog now: a build waits
 -- for whoever holds this lock before it lets rows into the index. (In a function, since LOCK by itself is
 -- refused where no BEGIN was said.)
