@@ -358,9 +358,9 @@ impl Session {
             }
             self.answers()?;
             if let Some(after) = self.after.take() {
-                self.follow_up(after).await;
+                Box::pin(self.follow_up(after)).await;
             } else if self.uncertain {
-                self.make_certain().await?;
+                Box::pin(self.make_certain()).await?;
             } else {
                 break;
             }

@@ -177,7 +177,9 @@ impl Session {
         if self.lease.is_some() {
             return Ok(true);
         }
-        let Err(error) = self.acquire().await else {
+        // Aside, as all that is large and not taken by every message: the frame of each message's future would be
+        // copied through all the functions around it.
+        let Err(error) = Box::pin(self.acquire()).await else {
             return Ok(true);
         };
         let report = error.report();
@@ -271,7 +273,7 @@ impl Session {
             self.brief(&briefs, text_of(&self.input[HEADER_BYTES..header.len]))
         };
         if brief.special.is_some()
-            && let Some(step) = self.metadata(header, &brief).await?
+            && let Some(step) = Box::pin(self.metadata(header, &brief)).await?
         {
             return Ok(step);
         }
@@ -296,7 +298,7 @@ impl Session {
         self.note(&brief);
         self.count_text(&brief);
         if let Some(facts) = brief.special.as_ref().filter(|f| global_ddl::concerns(f)) {
-            return self.unseen_query(header, facts, entry).await;
+            return Box::pin(self.unseen_query(header, facts, entry)).await;
         }
         if let Some(name) = brief
             .deallocates
@@ -329,7 +331,7 @@ impl Session {
         let briefs = self.briefs();
         let brief = self.brief(&briefs, text_of(&tail));
         if brief.special.is_some()
-            && let Some(step) = self.metadata(header, &brief).await?
+            && let Some(step) = Box::pin(self.metadata(header, &brief)).await?
         {
             return Ok(step);
         }
@@ -438,7 +440,7 @@ impl Session {
             let name = names::portal_range(&self.input).map_err(violation)?;
             let name = name.map(|name| Bytes::copy_from_slice(&self.input[name]));
             if let Some(statement) = name.and_then(|name| self.portals.remove(&name)) {
-                self.unseen_execute(&statement, &mut entry).await;
+                Box::pin(self.unseen_execute(&statement, &mut entry)).await;
             }
         }
         self.pipeline.push(entry);
