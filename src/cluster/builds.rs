@@ -21,10 +21,11 @@ const LOOK: Duration = Duration::from_secs(1);
 /// From the end of a build on the writer until its command must have come.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// A text that fills the view's column may have been cut off.
+/// A text that fills the view's column may have been cut off. A build that is not the first statement of its
+/// transaction may stand behind DDL that no follower has yet.
 const BUILDS: &str = "select p.pid::text || ' ' || a.query_start::text, p.datname::text, a.query, a.usename::text, p.relid
       from pg_stat_progress_create_index p join pg_stat_activity a on a.pid = p.pid
-     where p.command in ('CREATE INDEX', 'CREATE INDEX CONCURRENTLY') and a.backend_type = 'client backend'
+     where p.command in ('CREATE INDEX', 'CREATE INDEX CONCURRENTLY') and a.backend_type = 'client backend' and a.xact_start = a.query_start
        and octet_length(a.query) < pg_size_bytes(current_setting('track_activity_query_size')) - 4";
 
 /// Only what others see too, else no follower has it.

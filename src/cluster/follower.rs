@@ -286,7 +286,7 @@ impl FollowerTask {
         if batch.first().is_some_and(|unit| unit.has_ddl) {
             self.aside.without_early(build.as_deref()).await;
             if build.is_none() {
-                self.aside.done().await;
+                self.aside.done().await?;
             }
         }
         applier.apply(batch).await?;
@@ -302,10 +302,11 @@ impl FollowerTask {
             return;
         };
         match self.aside.note_early(&early).await {
-            Ok(()) => {
+            Ok(true) => {
                 applier.expect_indexes();
                 self.aside.begin_early();
             }
+            Ok(false) => self.aside.withdraw(&early),
             Err(error) => {
                 tracing::debug!(node = self.follower.node.0, %error, "an early build can't be noted");
                 self.aside.withdraw(&early);

@@ -129,3 +129,85 @@ async fn rule_23_nothing_is_left_of_a_build_that_fails_on_the_writer() {
     nothing_is_owed(&cluster).await;
     cluster.assert_nodes_equal().await;
 }
+
+/// What is begun early is never taken for what was there before, nor the other way round.
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_23_an_index_of_the_same_name_stays_what_it_is() {
+    let cluster = TestCluster::start().await;
+    let client = slow_table(&cluster, 150).await;
+    let steps = [
+        "create index ti on t (b); alter table t add constraint t_key unique (a)",
+        "begin",
+        "drop index ti",
+        "create index ti on t (slow(a))",
+        "rollback",
+        "begin",
+        "alter table t drop constraint t_key",
+        "create unique index t_key on t (slow(a))",
+        "rollback",
+        "begin",
+        "alter index ti rename to ti_old",
+        "create index ti on t (slow(a))",
+        "commit",
+        "create table other (a int, b int); insert into other select g, g from generate_series(1, 150) g",
+        "begin",
+        "alter table t rename to t_old",
+        "alter table other rename to t",
+        "create index swapped on t (slow(a))",
+        "commit",
+    ];
+    let all = async {
+        for sql in steps {
+            run(&client, sql).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(50), all)
+        .await
+        .expect("no step waits for ever");
+    nothing_is_owed(&cluster).await;
+    cluster.assert_nodes_equal().await;
+}
+
+/// A failed CREATE INDEX CONCURRENTLY leaves a name that means another index on the followers.
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_23_dropping_what_a_failed_build_left_drops_nothing_else() {
+    let cluster = TestCluster::start().await;
+    let client = cluster.client().await;
+    let make = "create schema s1; create schema s2; create table s2.t (id int primary key, a int);
+        create index i on s2.t (a); create table s1.t (id int primary key, a int); insert into s1.t values (1, 1), (2, 1);
+        set search_path = s1, s2";
+    run(&client, make).await;
+    let failed = client
+        .batch_execute("create unique index concurrently i on t (a)")
+        .await;
+    failed.expect_err("not unique");
+    run(&client, "alter table i rename to j").await;
+    run(&client, "alter table j rename to i").await;
+    run(&client, "drop index i").await;
+    let failed = client
+        .batch_execute("create unique index concurrently i on t (a)")
+        .await;
+    failed.expect_err("not unique");
+    run(&client, "drop index concurrently i").await;
+    run(&client, "alter index s2.i rename to k").await;
+    cluster.assert_nodes_equal().await;
+}
+
+/// An index that the followers can't build is said, and DDL behind it does not wait in silence.
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_23_an_index_that_no_follower_can_build_is_shown() {
+    let cluster = TestCluster::start().await;
+    let client = cluster.client().await;
+    let make = "create table t (id int primary key, a int); insert into t values (1, 1);
+        create function f(i int) returns int language plpgsql immutable as
+          'begin return i * current_setting(''app.factor'')::int; end'";
+    run(&client, make).await;
+    run(&client, "set app.factor = '3'; create index fi on t (f(a))").await;
+    let waiting = in_the_background(&cluster, "create table behind (a int)").await;
+    until("the log says what is wrong", || async {
+        let log = cluster.proxy_log_text();
+        log.contains("no follower can apply a unit") && log.contains("app.factor")
+    })
+    .await;
+    waiting.abort();
+}

@@ -343,3 +343,31 @@ async fn rule_11_runners_of_different_roles_have_different_names() {
     let left = "select count(*) from pg_proc where proname ~ '^run_(as|by)_'";
     assert_eq!(ask(&node, left).await, "0");
 }
+
+/// Deferred triggers and cursors WITH HOLD run when the transaction ends, as whoever began it.
+#[tokio::test(flavor = "multi_thread")]
+async fn rule_11_what_waits_for_the_end_of_a_transaction_runs_as_the_owner() {
+    let cluster = TestCluster::start().await;
+    let mallory = with_mallory(&cluster).await;
+    let make = "create function mal.tell(place text) returns int language plpgsql as $$ begin
+          if session_user = 'synapsedb_applier' then raise log 'told: % %', place, current_user; end if; return 1; end $$;
+        create function mal.waits() returns bool language plpgsql as $$ begin
+          if session_user = 'synapsedb_applier' then
+            execute 'declare cc cursor with hold for select mal.tell(''held'')'; perform mal.tell('check'); end if;
+          return true; end $$;
+        create function mal.hides(int) returns bool language plpgsql immutable as 'begin return mal.waits(); end';
+        create table mal.t (id int primary key, v int check (mal.hides(v)));
+        create table mal.q (i int);
+        create function mal.fires() returns trigger language plpgsql as 'begin perform mal.tell(''late''); return null; end';
+        create constraint trigger d after insert on mal.q deferrable initially deferred for each row execute function mal.fires()";
+    run(&mallory, make).await;
+    run(&mallory, "insert into mal.t values (1, 1)").await;
+    let always = mallory
+        .batch_execute("alter table mal.q enable always trigger d")
+        .await;
+    let code = always.expect_err("refused").code().cloned();
+    assert_eq!(code.map(|c| c.code().to_owned()).as_deref(), Some("0A000"));
+    run(&mallory, "insert into mal.t values (2, 2)").await;
+    cluster.assert_nodes_equal().await;
+    only_as_mallory(&cluster, &["check"]);
+}

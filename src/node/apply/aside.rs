@@ -16,6 +16,7 @@ use tokio_postgres::{Client, Row};
 
 use super::ddl::DdlRow;
 use super::early::{self, Early, Head, Task};
+use super::error::ApplyError;
 use crate::ids::NodeId;
 use crate::node::control::{Control, ControlError};
 use crate::node::unit::{Change, Changes, Unit};
@@ -72,6 +73,8 @@ pub struct Aside {
     more: Notify,
     /// Builds that are pending; none until they have been counted.
     left: watch::Sender<Option<usize>>,
+    /// Why the first of them can't be built.
+    failing: watch::Sender<Option<String>>,
     /// What the writer is still building.
     head: Head,
 }
@@ -85,6 +88,7 @@ impl Aside {
             database,
             more: Notify::new(),
             left: watch::Sender::new(None),
+            failing: watch::Sender::new(None),
             head: Head::default(),
         })
     }
@@ -102,8 +106,8 @@ impl Aside {
     }
 
     /// Notes the offered build durably. From here on the applier must take all tables for such as may get an
-    /// index at any time; it says so by [`Head::accept`].
-    pub async fn note_early(&self, early: &Early) -> Result<(), ControlError> {
+    /// index at any time; it says so by [`Aside::begin_early`]. False: it can't be begun.
+    pub async fn note_early(&self, early: &Early) -> Result<bool, ControlError> {
         let client = self.control.connect(self.node, &self.database).await?;
         early::note(&client, early).await
     }
@@ -129,14 +133,19 @@ impl Aside {
         self.more.notify_one();
     }
 
-    /// Until nothing is pending. Dropping it is harmless.
-    pub async fn done(&self) {
-        // The sender lives as long as `self`, so this can only end by success.
-        let _ = self
-            .left
-            .subscribe()
-            .wait_for(|left| *left == Some(0))
-            .await;
+    /// Until nothing is pending, or the next build can't be done: then why. Dropping it is harmless.
+    pub async fn done(&self) -> Result<(), ApplyError> {
+        let mut left = self.left.subscribe();
+        let mut failing = self.failing.subscribe();
+        // The senders live as long as `self`.
+        tokio::select! {
+            biased;
+            _ = left.wait_for(|left| *left == Some(0)) => Ok(()),
+            why = failing.wait_for(Option::is_some) => {
+                let why = why.ok().and_then(|why| why.clone());
+                Err(ApplyError::Index(why.unwrap_or_default()))
+            }
+        }
     }
 
     /// Builds that are known to be pending.
@@ -190,7 +199,10 @@ impl Aside {
             if !self.stands_already(&client, &build.command).await? {
                 tracing::info!(node = self.node.0, database = %self.database, pending = rows.len(), "building an index beside the stream");
                 drop_broken(&client).await?;
-                self.build(&build, true).await?;
+                let outcome = self.build(&build, true).await;
+                let why = outcome.as_ref().err().map(ToString::to_string);
+                self.failing.send_replace(why);
+                outcome?;
             }
             let delete = "delete from synapsedb.pending_indexes where id = $1";
             client.execute(delete, &[&id]).await?;

@@ -19,7 +19,8 @@ const CLEAR: &str = "do $$ declare e text[]; begin
       perform pg_terminate_backend(b.pid, 10000) from pg_stat_progress_create_index b
         where b.datname = current_database() and b.relid = to_regclass(format('%I.%I', e[1], e[2]));
       if exists (select from pg_index i where i.indexrelid = to_regclass(format('%I.%I', e[1], e[3]))
-                    and i.indrelid = to_regclass(format('%I.%I', e[1], e[2]))) then
+                    and i.indrelid = to_regclass(format('%I.%I', e[1], e[2])))
+         and not exists (select from pg_constraint k where k.conindid = to_regclass(format('%I.%I', e[1], e[3]))) then
         execute format('drop index %I.%I', e[1], e[3]);
       end if;
     end loop;
@@ -217,14 +218,16 @@ impl Head {
     }
 }
 
-/// Durably notes what is about to be built, so that it can be dropped by whoever comes after a crash.
-pub(super) async fn note(client: &Client, early: &Early) -> Result<(), ControlError> {
-    let insert = "insert into synapsedb.pending_indexes (command, settings, role, early) values ($1, '{}', $2::text::name, $3)";
+/// Durably notes what is about to be built, so that it can be dropped by whoever comes after a crash. False where
+/// the name is taken: what has it is not ours to drop.
+pub(super) async fn note(client: &Client, early: &Early) -> Result<bool, ControlError> {
+    let insert = "insert into synapsedb.pending_indexes (command, settings, role, early) select $1, '{}', $2::text::name, $3::text[]
+         where to_regclass(format('%I.%I', ($3::text[])[1], ($3::text[])[3])) is null";
     let parts = vec![&early.schema, &early.table, &early.index];
-    client
+    let noted = client
         .execute(insert, &[&early.command, &early.role, &parts])
         .await?;
-    Ok(())
+    Ok(noted == 1)
 }
 
 /// Drops whatever was built early here, and the notes of it.

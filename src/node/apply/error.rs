@@ -26,6 +26,9 @@ pub enum ApplyError {
     /// The node does not say up to where it has the writer's history.
     #[error("synapsedb.applied_places has no row for {0} on this node")]
     NoPlace(String),
+    /// DDL waits for an index that can't be built.
+    #[error("an index that comes before it can't be built: {0}")]
+    Index(String),
     /// It can't be applied before it has committed.
     #[error("not applied ahead: {0}")]
     GivenUp(&'static str),

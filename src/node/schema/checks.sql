@@ -13,7 +13,15 @@ as $$
       from pg_class c join pg_namespace n on n.oid = c.relnamespace
      where n.nspname = p_schema and c.relname = p_table),
   types(id) as (
-    select a.atttypid from c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+    select x.id
+      from c cross join lateral (
+        select a.atttypid as id from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+        union all
+        select m[1]::oid
+          from (select d.adbin::text from pg_attrdef d where d.adrelid = c.oid
+                union all
+                select t from pg_index i, unnest(array[i.indexprs::text, i.indpred::text]) t where i.indrelid = c.oid) e(tree),
+               regexp_matches(e.tree, ':[a-z_]*(?:type|typeid) (\d+)', 'gi') m) x
     union
     select x.id
       from types y join pg_type t on t.oid = y.id

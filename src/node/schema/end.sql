@@ -84,7 +84,7 @@ begin
      and not exists (select from pg_index i where i.xmin = pg_current_xact_id()::xid and i.indisvalid) then
     return;
   end if;
-  if v_tag in ('ALTER INDEX', 'COMMENT') and exists (
+  if v_tag in ('ALTER INDEX', 'ALTER TABLE', 'COMMENT') and exists (
        select from pg_index i join pg_class c on c.oid = i.indexrelid
         where i.indexrelid = v_objects[1] and not i.indisvalid and c.relkind = 'i') then
     return;
@@ -112,7 +112,8 @@ begin
   if v_tag in ('CREATE TABLE AS', 'SELECT INTO') then
     v_command := synapsedb.table_definition(v_objects[1]);
     v_detail := jsonb_build_object('at', v_token);
-  elsif v_drops[2] = 'mixed' and v_tag <> 'DROP OWNED' then
+  elsif v_drops[2] = 'mixed' and v_tag <> 'DROP OWNED' or v_tag = 'DROP INDEX' and v_drops[4] <> '' then
+    -- An index that a failed CREATE INDEX CONCURRENTLY left is not there, and its name may find another one there.
     v_command := v_drops[4];
   elsif v_tag in ('CREATE FUNCTION', 'CREATE PROCEDURE', 'ALTER FUNCTION', 'ALTER PROCEDURE', 'ALTER ROUTINE')
         and v_text ~* E'\\mfrom\\s+current\\M' then

@@ -267,14 +267,17 @@ declare
   v_drops text;
   v_tables text;
   v_list text;
+  v_indexes bool;
 begin
   select case when bool_or(d.schema_name = 'synapsedb'
                            or d.object_type in ('schema', 'publication') and d.object_name = 'synapsedb') then 'own'
               when bool_and(d.is_temporary) then 'temporary'
               when bool_or(d.is_temporary) then 'mixed' else 'some' end,
-         string_agg(format('drop %s %s cascade', d.object_type, d.object_identity), '; ')
-           filter (where d.original and not d.is_temporary)
-    into v_drops, v_list
+         string_agg(format('drop %s %s%s cascade', d.object_type, case d.object_type when 'index' then 'if exists ' else '' end,
+                           d.object_identity), '; ')
+           filter (where d.original and not d.is_temporary),
+         bool_and(d.object_type = 'index')
+    into v_drops, v_list, v_indexes
     from pg_event_trigger_dropped_objects() d
    where d.original;
   -- Tables that lost a constraint or a column may have lost their key; an index does not say whose it was.
@@ -285,7 +288,7 @@ begin
     from pg_event_trigger_dropped_objects() d
    where d.object_type in ('table constraint', 'table column') or d.object_type = 'index' and d.original;
   perform synapsedb.remember('drops', v_mine || '/' || coalesce(v_drops, 'some') || '/' || coalesce(v_tables, '')
-                             || '/' || case when v_drops = 'mixed' then v_list else '' end);
+                             || '/' || case when v_drops = 'mixed' or v_indexes then v_list else '' end);
 end
 $$;
 

@@ -118,6 +118,14 @@ begin
     raise exception '% ... SESSION_USER cannot be replicated: it is another role on a follower', p_tag
       using errcode = 'feature_not_supported', hint = 'Name the role, or say CURRENT_USER.';
   end if;
+  if p_tag = 'ALTER TABLE' and exists (
+       select from pg_trigger t
+        where t.tgdeferrable and t.tgenabled in ('A', 'R') and not t.tgisinternal
+          and t.tgrelid in (select o from unnest(p_objects) o
+                            union select p.relid from unnest(p_objects) o, pg_partition_tree(o::regclass) p)) then
+    raise exception 'a deferrable trigger that fires on replicas cannot be replicated'
+      using errcode = 'feature_not_supported', hint = 'Make it NOT DEFERRABLE.';
+  end if;
   if pg_my_temp_schema() = 0 then
     return;
   end if;

@@ -10,7 +10,7 @@ begin
   if current_setting('session_replication_role') <> 'replica'
      or coalesce(current_setting('synapsedb.relayed', true), '') <> 'on'
      -- What this schema's own functions do, which set the role for themselves.
-     or v_stack ~ E'^SQL statement ".*"\\nPL/pgSQL function synapsedb\\.(pause_table|resume_table|empty_table|make_view_reader|drop_view_reader)\\('
+     or v_stack ~ E'^SQL statement ".*"\\nPL/pgSQL function synapsedb\\.(pause_table|resume_table|empty_table)\\('
      -- What a data load makes for itself.
      or tg_tag in ('CREATE TABLE', 'CREATE TABLE AS')
         and current_query() ~* E'^\\s*create\\s+((global|local)\\s+)?temp(orary)?\\s+table\\s[^;]*;?\\s*$' then

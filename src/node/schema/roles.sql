@@ -90,8 +90,14 @@ begin%3$s
   if settings ? 'search_path' then
     perform set_config('search_path', settings ->> 'search_path', true);
   end if;
+  set constraints all immediate;
   execute command;
   get diagnostics v_rows = row_count;
+  -- What waits for the end of the transaction would run with the caller's rights.
+  set constraints all immediate;
+  for v_key in select c.name from pg_catalog.pg_cursors c where c.is_holdable loop
+    execute pg_catalog.format('close %%I', v_key);
+  end loop;
   if v_rows <> (settings ->> 'synapsedb.rows')::bigint then
     raise exception '%% rows instead of %%', v_rows, settings ->> 'synapsedb.rows' using errcode = 'data_exception';
   end if;

@@ -37,8 +37,8 @@ begin
       'SQL statement "SELECT synapsedb\\.assert_trusted\\(\\)"\\n'
       'PL/pgSQL function synapsedb\\.[a-z_]+\\([^\\n]*\\) line \\d+ at PERFORM\\n'
       'SQL statement "SELECT synapsedb\\.[a-z_]+\\([^"]*\\)"\\n'
-      '(PL/pgSQL function synapsedb\\.(spread_rows\\(oid\\[\\]\\)|send_contents\\(oid\\)) line \\d+ at PERFORM\\n'
-      'SQL statement "SELECT synapsedb\\.(spread_rows|send_contents)\\([^"]*\\)"\\n)?'
+      '(PL/pgSQL function synapsedb\\.spread_rows\\(oid\\[\\]\\) line \\d+ at PERFORM\\n'
+      'SQL statement "SELECT synapsedb\\.spread_rows\\([^"]*\\)"\\n)?'
       'PL/pgSQL function synapsedb\\.on_[a-z_]+\\(\\) line \\d+ at PERFORM(\\n|$)') then
     raise exception 'this function is for SynapseDB''s event triggers only'
       using errcode = 'insufficient_privilege';
