@@ -10,9 +10,7 @@ use synapsedb::cli::{Cli, logs, run};
 fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
     logs::start(cli.log_format, cli.command.log_level());
-    let runtime = half_of_the_cores()
-        .build()
-        .context("starting the runtime")?;
+    let runtime = half_of_the_cores("relay").context("starting the runtime")?;
     match runtime.block_on(run(cli)) {
         Ok(code) => Ok(code),
         Err(error) => {

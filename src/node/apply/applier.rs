@@ -1,7 +1,7 @@
 //! Repeats the writer's units on one follower, in their order, exactly once.
 //!
 //! Guards promise 2 with REPLICATION rules 7 to 13. Each transaction on the follower holds one or
-//! more whole units, begins each with a mark that later cuts its log at any unit, and makes the data
+//! more whole units, each with a mark by which its log can later be cut at any unit, and makes the data
 //! and the place in the writer's history durable together. After any error the applier is thrown away
 //! with its connection. It doesn't decide what an error means for the node.
 
@@ -13,7 +13,7 @@ use super::error::ApplyError;
 use super::facts::TableFacts;
 use super::pipeline::{Pipeline, Value};
 use super::roles::Lent;
-use super::session::{COUNT, NOTE_BUILD, STATEMENTS};
+use super::session::{COUNT, NOTE_BUILD, STATEMENTS, count};
 use super::sql::{self, RowSql, Source};
 use super::text::Text;
 use super::views::Filling;
@@ -116,8 +116,10 @@ impl Applier {
         // Without the count it shows which row it is that is not found.
         let counts = !self.care.single() && units.iter().map(changes).sum::<usize>() <= COUNTED;
         self.counted = counts.then_some(0);
+        // The mark of a unit that is alone goes with the place, behind its rows.
+        let alone = units.len() == 1;
         for unit in units {
-            self.begin_unit(unit.id);
+            self.begin_unit(unit.id, !alone);
             match &unit.changes {
                 Changes::Memory(changes) => self.changes(Some(unit), changes).await?,
                 Changes::Spilled(spill) => {
@@ -131,7 +133,7 @@ impl Applier {
             }
         }
         if let Some(last) = units.last() {
-            self.end(last).await?;
+            self.end(last, alone).await?;
         }
         Ok(())
     }
@@ -154,16 +156,19 @@ impl Applier {
         self.pipeline.broken().await.into()
     }
 
-    pub(super) fn begin_unit(&mut self, id: UnitId) {
+    pub(super) fn begin_unit(&mut self, id: UnitId, mark: bool) {
         self.pipeline.note(|| format!("unit {id}"));
-        let mark = id.to_string();
-        self.own("mark", [Some(mark.as_bytes())].into_iter());
+        if mark {
+            let mark = id.to_string();
+            self.own("mark", [Some(mark.as_bytes())].into_iter());
+        }
         self.query = None;
     }
 
     /// The place is a row, since the origin, once set up, moves with an abort as with a commit. It goes last and
     /// together with Sync, which commits whatever the statements before it answered.
-    pub(super) async fn end(&mut self, last: &Unit) -> Result<(), ApplyError> {
+    /// With `mark`, the one unit's mark goes along.
+    pub(super) async fn end(&mut self, last: &Unit, mark: bool) -> Result<(), ApplyError> {
         self.give_back().await?;
         self.pipeline.settle().await?;
         let lsn = last.id.lsn.to_string();
@@ -175,14 +180,14 @@ impl Applier {
             let values = [Some(origin.as_bytes()), Some(lsn.as_bytes())];
             self.own("forget", values.into_iter());
         }
-        let found = self.counted.take().unwrap_or_default().to_string();
-        let values = [
-            Some(origin.as_bytes()),
-            Some(lsn.as_bytes()),
-            Some(time.as_bytes()),
-            Some(found.as_bytes()),
-        ];
-        self.own("place", values.into_iter());
+        let found = count(self.counted.take().unwrap_or_default());
+        let name = last.id.to_string();
+        let values = [&origin, &lsn, &time, &found, &name].map(|value| Some(value.as_bytes()));
+        if mark {
+            self.own("marked_place", values.into_iter());
+        } else {
+            self.own("place", values[..4].iter().copied());
+        }
         self.pipeline.commit().await?;
         if self.distrust {
             for (name, text) in STATEMENTS {

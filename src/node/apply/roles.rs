@@ -12,7 +12,7 @@ use super::applier::Applier;
 use super::ddl;
 use super::error::ApplyError;
 use super::pipeline::Value;
-use super::session::{CHECKS, FOUND, HIDE_PARAMETERS, RUNNER_NAME, quote_literal, restore};
+use super::session::{CHECKS, FOUND, HIDE_PARAMETERS, RUNNER_NAME, count, quote_literal, restore};
 use super::sql::RowSql;
 use crate::engine::care::Care;
 use crate::node::control::secret_hash;
@@ -131,7 +131,7 @@ impl Applier {
         settings: &[u8],
     ) -> Result<(), ApplyError> {
         if let Some(found) = self.counted.take().filter(|found| *found > 0) {
-            let found = found.to_string();
+            let found = count(found);
             self.pipeline.prepare("", FOUND);
             let values = [Some(found.as_bytes())];
             self.pipeline.execute("", values.into_iter(), false);

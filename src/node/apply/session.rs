@@ -5,7 +5,7 @@ use super::facts::TABLE_FACTS;
 
 /// So that no ALTER ROLE or ALTER DATABASE has a say (rule 12).
 const SETTINGS: [(&str, &str); 24] = [
-    ("synapsedb.found", "0"),
+    ("synapsedb.found", ""),
     ("session_replication_role", "replica"),
     ("synchronous_commit", "local"),
     ("datestyle", "ISO"),
@@ -88,14 +88,20 @@ pub const CHECKS: &str =
 /// How the schema calls a role's runner.
 pub const RUNNER_NAME: &str = "select 'synapsedb.' operator(pg_catalog.||) pg_catalog.quote_ident(synapsedb.runner_name($1::pg_catalog.name)::pg_catalog.text)";
 
-/// Behind a statement that must find one row: counts it. A transaction that counted another number than it should
-/// can't set its place ([`STATEMENTS`]), so nobody need wait for the statements' answers before it commits.
+/// Behind a statement that must find one row: counts it, by one more dot. A transaction that counted another number
+/// than it should can't set its place ([`STATEMENTS`]), so nobody need wait for the statements' answers before it
+/// commits.
 pub const COUNT: &str = " returning pg_catalog.set_config('synapsedb.found', \
-     (pg_catalog.current_setting('synapsedb.found')::pg_catalog.int4 operator(pg_catalog.+) 1)::pg_catalog.text, false)";
+     pg_catalog.current_setting('synapsedb.found') operator(pg_catalog.||) '.'::pg_catalog.text, false)";
+
+/// How a count of so many rows reads.
+pub fn count(rows: u32) -> String {
+    (0..rows).map(|_| '.').collect()
+}
 
 /// The same check before foreign code runs, which could count for itself. Its count begins anew.
 pub const FOUND: &str = "select case when pg_catalog.current_setting('synapsedb.found') operator(pg_catalog.=) $1::pg_catalog.text \
-     then pg_catalog.set_config('synapsedb.found', '0', false) \
+     then pg_catalog.set_config('synapsedb.found', '', false) \
      else synapsedb.not_found(pg_catalog.current_setting('synapsedb.found'), $1::pg_catalog.text) end";
 
 /// A literal, with `standard_conforming_strings` on.
@@ -103,21 +109,37 @@ pub fn quote_literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
-/// Prepared once per connection.
-pub const STATEMENTS: [(&str, &str); 4] = [
+/// The place of the writer's history that is durable with this transaction: it goes into a row, and moves the origin,
+/// if as many rows were found as should be. One expression and no subquery, since each transaction runs it; what
+/// returns nothing counts as NULL.
+macro_rules! set_place {
+    ($mark:literal) => {
+        concat!(
+            "insert into synapsedb.applied_places (origin, lsn) values ($1::pg_catalog.text, case \
+               when pg_catalog.current_setting('synapsedb.found') operator(pg_catalog.<>) $4::pg_catalog.text \
+               then synapsedb.not_found(pg_catalog.current_setting('synapsedb.found'), $4::pg_catalog.text)::pg_catalog.pg_lsn \
+               when pg_catalog.set_config('synapsedb.found', '', false) is not null",
+            $mark,
+            " and (pg_catalog.pg_replication_origin_xact_setup($2::pg_catalog.pg_lsn, \
+               '2000-01-01 00:00:00+00'::pg_catalog.timestamptz operator(pg_catalog.+) \
+               ($3::pg_catalog.int8 operator(pg_catalog.*) '1 microsecond'::pg_catalog.interval)) is null) is not null \
+               then $2::pg_catalog.pg_lsn end)"
+        )
+    };
+}
+
+/// Prepared once per connection. A place goes with the mark of the only unit of its transaction, or without.
+pub const STATEMENTS: [(&str, &str); 5] = [
     (
         "mark",
         "select pg_catalog.pg_logical_emit_message(true, 'synapsedb', $1::pg_catalog.text)",
     ),
+    ("place", set_place!("")),
     (
-        "place",
-        "insert into synapsedb.applied_places (origin, lsn) select $1::pg_catalog.text, $2::pg_catalog.pg_lsn \
-         from (select case when pg_catalog.current_setting('synapsedb.found') operator(pg_catalog.=) $4::pg_catalog.text \
-           then pg_catalog.set_config('synapsedb.found', '0', false) \
-           else synapsedb.not_found(pg_catalog.current_setting('synapsedb.found'), $4::pg_catalog.text) end offset 0) f, \
-         pg_catalog.pg_replication_origin_xact_setup($2::pg_catalog.pg_lsn, \
-         '2000-01-01 00:00:00+00'::pg_catalog.timestamptz operator(pg_catalog.+) \
-         ($3::pg_catalog.int8 operator(pg_catalog.*) '1 microsecond'::pg_catalog.interval))",
+        "marked_place",
+        set_place!(
+            " and pg_catalog.pg_logical_emit_message(true, 'synapsedb', $5::pg_catalog.text) is not null"
+        ),
     ),
     (
         "forget",

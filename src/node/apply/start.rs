@@ -108,7 +108,7 @@ impl Applier {
         if place >= unit.id.lsn {
             return Err(ApplyError::GivenUp("it is there already"));
         }
-        self.begin_unit(unit.id);
-        self.end(unit).await
+        self.begin_unit(unit.id, false);
+        self.end(unit, true).await
     }
 }

@@ -216,7 +216,7 @@ create or replace function synapsedb.not_found(p_found text, p_wanted text) retu
   language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 begin
-  raise exception '% rows were changed where % should have been', p_found, p_wanted using errcode = 'data_exception';
+  raise exception '% rows were changed where % should have been', length(p_found), length(p_wanted) using errcode = 'data_exception';
 end
 $$;
 
