@@ -115,6 +115,10 @@ impl Session {
                 if self.pipeline.copying() {
                     return Err(End::Client);
                 }
+                if self.in_batch {
+                    // Without the Sync that won't come, nothing else moves the answers that are still due.
+                    frontend::flush(&mut self.to_server);
+                }
                 return Ok(Step::Next);
             }
             b'd' => {
