@@ -404,6 +404,7 @@ impl Pipeline {
         }
         for entry in dropped {
             fault.resync |= matches!(entry.expect, Expect::Query | Expect::Function);
+            fault.after = fault.after.or(entry.after);
             fault.undo.extend(entry.undo);
         }
         // The latest change is taken back first.

@@ -160,6 +160,17 @@ fn a_settings_query_fails_unseen() {
 }
 
 #[test]
+fn what_a_skipped_command_was_to_be_followed_by_is_told() {
+    let mut dropping = Entry::client(Expect::Query);
+    dropping.after = Some(After::Upkeep(vec!["vacuum".to_owned()]));
+    let mut pipeline = queue(vec![Entry::own(Expect::Parse, Own::Step), dropping]);
+    let Ok(Verdict::Error(fault)) = pipeline.answer(b'E') else {
+        panic!("an error");
+    };
+    assert!(fault.after.is_some() && fault.resync);
+}
+
+#[test]
 fn what_was_not_asked_is_out_of_step() {
     let mut pipeline = queue(clients(&[Expect::Bind]));
     assert!(pipeline.answer(b'Z').is_err());
