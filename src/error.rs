@@ -197,6 +197,12 @@ pub enum ClientError {
         /// Its name.
         name: String,
     },
+    /// A portal that the transaction has not got.
+    #[error("no portal {name}")]
+    NoPortal {
+        /// Its name.
+        name: String,
+    },
     /// A command in a transaction that has failed.
     #[error("transaction is aborted")]
     TransactionAborted,
@@ -372,6 +378,7 @@ impl ClientError {
             Self::StatementExists { name } => {
                 Report::error(Client, "42P05", format!("prepared statement \"{name}\" already exists"))
             }
+            Self::NoPortal { name } => Report::error(Client, "34000", format!("portal \"{name}\" does not exist")),
             Self::TransactionAborted => {
                 let text = "current transaction is aborted, commands ignored until end of transaction block";
                 Report::error(Client, "25P02", text)
@@ -516,6 +523,7 @@ mod tests {
             (E::Cancelled, Error, "57014", Client, false),
             (E::NoStatement { name: name() }, Error, "26000", Client, false),
             (E::StatementExists { name: name() }, Error, "42P05", Client, false),
+            (E::NoPortal { name: name() }, Error, "34000", Client, false),
             (E::TransactionAborted, Error, "25P02", Client, false),
             (E::InTransaction { command: "VACUUM".into() }, Error, "25001", Client, false),
             (E::TooLarge { what: "a" }, Error, "54000", Client, false),

@@ -67,7 +67,7 @@ pub const FAMILIES: &[Family] = &[
     family("synapsedb_logins_total", Counter, Unit::Count, "Clients let in."),
     family("synapsedb_logins_refused_total", Counter, Unit::Count, "Clients not let in, by the SQLSTATE they were told."),
     family("synapsedb_cancels_total", Counter, Unit::Count, "Cancel requests that named a session."),
-    family("synapsedb_statements_total", Counter, Unit::Count, "Query and Bind messages relayed."),
+    family("synapsedb_statements_total", Counter, Unit::Count, "Query and Bind messages relayed, or answered by the proxy itself."),
     family("synapsedb_transactions_total", Counter, Unit::Count, "Transactions that ended, implicit ones included."),
     family("synapsedb_client_received_bytes_total", Counter, Unit::Bytes, "Bytes received from clients."),
     family("synapsedb_client_sent_bytes_total", Counter, Unit::Bytes, "Bytes received from nodes for clients."),

@@ -49,9 +49,17 @@ impl Pool {
     /// A connection of one's own until it is released: at once where one is free, else after waiting
     /// in line. Dropping the future gives the place in line back.
     pub async fn acquire(self: &Arc<Self>) -> Result<Lease, PoolError> {
+        match self.acquire_free().await? {
+            Some(lease) => Ok(lease),
+            None => Box::pin(self.queue()).await,
+        }
+    }
+
+    /// One that is free now or may be opened, else `None`: takes no place in line. Cancel-safe.
+    pub async fn acquire_free(self: &Arc<Self>) -> Result<Option<Lease>, PoolError> {
         match self.connections.timeout_get(&AT_ONCE).await {
-            Ok(object) => Ok(self.lease(object)),
-            Err(managed::PoolError::Timeout(TimeoutType::Wait)) => Box::pin(self.queue()).await,
+            Ok(object) => Ok(Some(self.lease(object))),
+            Err(managed::PoolError::Timeout(TimeoutType::Wait)) => Ok(None),
             Err(error) => Err(self.error(error)),
         }
     }

@@ -203,14 +203,20 @@ impl Session {
             }
             Verdict::Ready => {
                 self.probe_failed = false;
-                self.ready(frame);
+                let node = self.ready(frame);
                 self.count_ready();
-                Ok(Fate::Pass)
+                if node == self.status {
+                    return Ok(Fate::Pass);
+                }
+                self.move_out(input, passed);
+                backend::ready(&mut self.to_client, self.status);
+                Ok(Fate::Gone)
             }
             Verdict::OwnReady(own) => {
                 self.ready(frame);
                 match own {
                     Own::Probe => self.probed(),
+                    Own::Begin if self.own_failed => self.not_begun(),
                     Own::Settings if self.own_failed => {
                         let what = "settings could not be put in force".into();
                         return Err(End::Error(ClientError::Internal(what)));
@@ -232,14 +238,17 @@ impl Session {
             && head.is_some_and(|head| head.own.is_none() && head.risk > Risk::None)
     }
 
-    fn ready(&mut self, frame: &[u8]) {
+    /// Takes note of the node's state, and gives it: the client's is another where its BEGIN has not come so far.
+    fn ready(&mut self, frame: &[u8]) -> Status {
         // A frame that can't be read leaves the transaction as open as can be: the connection is kept.
-        self.status = backend::read_ready(frame).unwrap_or(Status::Failed);
+        let node = backend::read_ready(frame).unwrap_or(Status::Failed);
+        self.status = self.deferred.status(node);
         self.certain = false;
         if self.pipeline.is_empty() {
             self.idle = true;
             self.watch_drops = false;
         }
+        node
     }
 
     /// Notices, notifications and parameters.
@@ -307,6 +316,7 @@ impl Session {
                     }
                 }
             }
+            b'C' if own == Own::Begin => self.begun(),
             b'E' => self.own_failed = true,
             _ => {}
         }
@@ -325,6 +335,9 @@ impl Session {
             self.told_end = true;
         }
         let routine = || report::get(frame, field::ROUTINE);
+        if fault.begin {
+            self.fail_deferred();
+        }
         if let Some(statement) = fault.statement.filter(|_| routine() == Some(OUTDATED)) {
             statement.outdate();
         }

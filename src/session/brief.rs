@@ -25,6 +25,68 @@ const LONG_BYTES_MAX: usize = 1 << 20;
 /// About how many texts are kept.
 const CACHE_TEXTS: usize = 8192;
 
+/// One command that begins or ends a transaction, and nothing beside it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Control {
+    /// Anything else.
+    #[default]
+    None,
+    /// BEGIN, with any modes.
+    Begin,
+    /// START TRANSACTION, which differs in its tag.
+    Start,
+    /// COMMIT, END.
+    Commit {
+        /// AND CHAIN.
+        chain: bool,
+    },
+    /// ROLLBACK, ABORT.
+    Rollback {
+        /// AND CHAIN.
+        chain: bool,
+    },
+}
+
+impl Control {
+    /// Of a text. One with more than ASCII in it counts as anything else: whether a server takes its comments
+    /// depends on encodings.
+    fn of(text: &[u8], facts: &Facts) -> Self {
+        let Some(one) = facts.single().filter(|_| text.is_ascii()) else {
+            return Self::None;
+        };
+        let starts = |word: &[u8]| {
+            let first = text[one.bytes.clone()].get(..word.len());
+            first.is_some_and(|first| first.eq_ignore_ascii_case(word))
+        };
+        match one.kind {
+            Kind::Begin(_) if starts(b"start") => Self::Start,
+            Kind::Begin(_) => Self::Begin,
+            Kind::Commit { chain } => Self::Commit { chain },
+            Kind::Rollback { chain } => Self::Rollback { chain },
+            _ => Self::None,
+        }
+    }
+
+    /// Of what ends a transaction, whether the next begins at once.
+    pub fn ends(self) -> Option<bool> {
+        match self {
+            Self::Commit { chain } | Self::Rollback { chain } => Some(chain),
+            Self::None | Self::Begin | Self::Start => None,
+        }
+    }
+
+    /// The tag that a server answers it with.
+    pub fn tag(self) -> &'static str {
+        match self {
+            Self::None => "",
+            Self::Begin => "BEGIN",
+            Self::Start => "START TRANSACTION",
+            Self::Commit { .. } => "COMMIT",
+            Self::Rollback { .. } => "ROLLBACK",
+        }
+    }
+}
+
 /// What sending a text means for its session and connection.
 #[derive(Debug, Default)]
 #[allow(clippy::struct_excessive_bools)]
@@ -49,6 +111,8 @@ pub struct Brief {
     pub relaxes: bool,
     /// Is COMMIT and nothing else.
     pub commits: bool,
+    /// Whether it is one command that begins or ends a transaction.
+    pub control: Control,
     /// Asks for a transaction that writes, which the read-only port has not got.
     pub read_write: bool,
     /// Runs the text of a literal: DO.
@@ -91,6 +155,7 @@ impl Brief {
         brief.commits = facts
             .single()
             .is_some_and(|one| matches!(one.kind, Kind::Commit { .. }));
+        brief.control = Control::of(text, &facts);
         if let [one] = facts.statements.as_slice()
             && let Kind::Deallocate(name) = &one.kind
         {
@@ -405,6 +470,36 @@ mod tests {
             Risk::Commit
         );
         assert_eq!(brief("frobnicate").risk, Risk::Commit);
+    }
+
+    #[test]
+    fn what_begins_and_ends_transactions_is_known() {
+        for (text, control) in [
+            ("begin", Control::Begin),
+            (" ; BEGIN work;;", Control::Begin),
+            ("/* start */ Begin read only -- start", Control::Begin),
+            (
+                "start /* a */ transaction isolation level serializable",
+                Control::Start,
+            ),
+            ("end", Control::Commit { chain: false }),
+            (
+                "commit transaction and no chain",
+                Control::Commit { chain: false },
+            ),
+            ("commit and chain", Control::Commit { chain: true }),
+            ("abort;", Control::Rollback { chain: false }),
+            ("rollback work and chain", Control::Rollback { chain: true }),
+            ("rollback to a", Control::None),
+            ("begin; commit", Control::None),
+            ("begin /* gr\u{fc}n */", Control::None),
+            ("begin nonsense", Control::None),
+            ("commit prepared 'a'", Control::None),
+            ("select 1", Control::None),
+            ("", Control::None),
+        ] {
+            assert_eq!(brief(text).control, control, "{text}");
+        }
     }
 
     #[test]

@@ -73,6 +73,14 @@ impl Session {
         }
     }
 
+    /// A text has been answered that no node has seen: it begins a transaction, or ends one in which nothing was done.
+    pub(super) fn count_local(&mut self) {
+        self.shared.relay.counts.statements.increment(1);
+        if self.status == Status::Idle {
+            self.count_ready();
+        }
+    }
+
     /// The node says that it is idle or in a transaction.
     pub(super) fn count_ready(&mut self) {
         let counts = &self.shared.relay.counts;

@@ -124,7 +124,7 @@ impl Session {
             && !self.in_batch
             && self.passing == 0
             && self.to_server.is_empty()
-            && self.status == Status::Idle
+            && self.node_is_idle()
             && !self.state.doubt.probe
             && !self.state.pinned;
         if clean && self.cancel.detach() {

@@ -1,10 +1,12 @@
 //! Clients: listener, handshake, relay, routing.
 
+pub mod aborted;
 pub mod answers;
 pub mod brief;
 pub mod cancel;
 pub mod client;
 pub mod counts;
+pub mod deferred;
 pub mod doubts;
 pub mod global_ddl;
 pub mod handshake;

@@ -49,6 +49,8 @@ pub enum Own {
     Settings,
     /// Looks what a transaction left behind.
     Probe,
+    /// The client's own BEGIN, which has been answered before.
+    Begin,
 }
 
 /// What an outstanding message could do, for the case that the connection is lost.
@@ -174,6 +176,8 @@ pub struct Fault {
     pub statement: Option<Arc<Statement>>,
     /// A Query was skipped with it, whose Sync has to be sent now.
     pub resync: bool,
+    /// What failed is a BEGIN that was answered before.
+    pub begin: bool,
     /// To be taken back, in this order; the first with `failed` set where the message itself failed.
     pub undo: Vec<Box<Undo>>,
 }
@@ -368,7 +372,7 @@ impl Pipeline {
             return Verdict::Error(Fault::default());
         };
         if matches!(head.expect, Expect::Query | Expect::Function | Expect::Sync) {
-            if let Some(own @ (Own::Settings | Own::Probe)) = head.own {
+            if let Some(own @ (Own::Settings | Own::Probe | Own::Begin)) = head.own {
                 return Verdict::Swallow(own);
             }
             let mut undo = head.undo.take();
@@ -379,9 +383,8 @@ impl Pipeline {
                 words: head.words.take(),
                 splices: head.splices.take(),
                 after: head.after.take(),
-                statement: None,
-                resync: false,
                 undo: undo.into_iter().collect(),
+                ..Fault::default()
             };
             return Verdict::Error(fault);
         }
@@ -401,9 +404,11 @@ impl Pipeline {
             fault.undo.extend(failed.undo);
             fault.after = failed.after;
             fault.statement = failed.statement;
+            fault.begin = failed.own == Some(Own::Begin);
         }
         for entry in dropped {
             fault.resync |= matches!(entry.expect, Expect::Query | Expect::Function);
+            fault.after = fault.after.or(entry.after);
             fault.undo.extend(entry.undo);
         }
         // The latest change is taken back first.

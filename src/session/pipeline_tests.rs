@@ -160,6 +160,48 @@ fn a_settings_query_fails_unseen() {
 }
 
 #[test]
+fn what_a_skipped_command_was_to_be_followed_by_is_told() {
+    let mut dropping = Entry::client(Expect::Query);
+    dropping.after = Some(After::Upkeep(vec!["vacuum".to_owned()]));
+    let mut pipeline = queue(vec![Entry::own(Expect::Parse, Own::Step), dropping]);
+    let Ok(Verdict::Error(fault)) = pipeline.answer(b'E') else {
+        panic!("an error");
+    };
+    assert!(fault.after.is_some() && fault.resync);
+}
+
+#[test]
+fn a_begin_that_was_answered_before_is_unseen_and_its_error_is_the_next_ones() {
+    use Expect::{Bind, Execute, Parse, Query, Sync};
+    let begin = |behind: &[Expect]| {
+        let own = [Parse, Bind, Execute].map(|expect| Entry::own(expect, Own::Begin));
+        queue(own.into_iter().chain(clients(behind)).collect())
+    };
+    let mut pipeline = begin(&[Query]);
+    assert_eq!(play(&mut pipeline, b"12CTDCZ"), "TDCZ");
+    let mut pipeline = begin(&[Query]);
+    let Ok(Verdict::Error(fault)) = pipeline.answer(b'E') else {
+        panic!("an error");
+    };
+    assert!(fault.begin && fault.resync && pipeline.is_empty());
+    let mut pipeline = begin(&[Parse, Bind, Execute, Sync]);
+    let Ok(Verdict::Error(fault)) = pipeline.answer(b'E') else {
+        panic!("an error");
+    };
+    assert!(fault.begin && !fault.resync);
+    assert_eq!(play(&mut pipeline, b"Z"), "Z");
+    let mut pipeline = begin(&[Query]);
+    assert_eq!(play(&mut pipeline, b"12C"), "");
+    let Ok(Verdict::Error(fault)) = pipeline.answer(b'E') else {
+        panic!("an error");
+    };
+    assert!(!fault.begin);
+    // By itself it is a Query, of which the client sees nothing at all.
+    let mut pipeline = queue(vec![Entry::own(Query, Own::Begin)]);
+    assert_eq!(play(&mut pipeline, b"EZ"), "");
+}
+
+#[test]
 fn what_was_not_asked_is_out_of_step() {
     let mut pipeline = queue(clients(&[Expect::Bind]));
     assert!(pipeline.answer(b'Z').is_err());

@@ -222,18 +222,23 @@ impl Prepared {
         session: u64,
         carried: &mut Carried,
     ) -> Undo {
-        self.count += 1;
-        let unnamed = Unnamed {
-            count: self.count,
-            meaning: Meaning::new(statement),
-        };
-        let before = self.unnamed.replace(unnamed);
+        let before = self.keep_unnamed(statement);
         let theirs = carried.unnamed.replace((session, self.count));
         carried.unnamed_shape = Arc::default();
         Undo {
             unnamed: Some((before, theirs)),
             ..Undo::default()
         }
+    }
+
+    /// Sets the unnamed statement on no connection yet; gives the one before.
+    pub fn keep_unnamed(&mut self, statement: Arc<Statement>) -> Option<Unnamed> {
+        self.count += 1;
+        let unnamed = Unnamed {
+            count: self.count,
+            meaning: Meaning::new(statement),
+        };
+        self.unnamed.replace(unnamed)
     }
 
     /// Forgets all, as DISCARD ALL and DEALLOCATE ALL do.

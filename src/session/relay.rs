@@ -22,6 +22,7 @@ use crate::session::brief::Briefs;
 use crate::session::cancel::CancelHandle;
 use crate::session::client::Client;
 use crate::session::counts::{Counts, Tally};
+use crate::session::deferred::Deferred;
 use crate::session::doubts::{Doubt, Doubts};
 use crate::session::global_ddl::After;
 use crate::session::metadata::Metadata;
@@ -139,7 +140,10 @@ pub struct Session {
     /// Whether those go to the server or nowhere.
     pub(super) passing_on: bool,
     pub(super) scanner: Scanner,
+    /// The state of the client's transaction.
     pub(super) status: Status,
+    /// Its BEGIN, while the node has not got it.
+    pub(super) deferred: Deferred,
     /// Extended messages were sent to the node since the last Sync.
     pub(super) in_batch: bool,
     /// What losing what was bound last would leave open.
@@ -222,6 +226,7 @@ pub async fn run(client: Client, shared: Arc<Shared>) {
         passing_on: false,
         scanner: Scanner::new(),
         status: Status::Idle,
+        deferred: Deferred::default(),
         in_batch: false,
         bound_risk: Risk::None,
         idle: false,
@@ -282,6 +287,7 @@ impl Session {
             }
             let resting = self.pipeline.is_empty() && !self.in_batch && self.status == Status::Idle;
             let soft = resting && self.lease.is_some() && self.state.hold() == Hold::Soft;
+            let begins = self.deferred.ticks();
             let pool = Arc::clone(&self.pool);
             let read_client = !self.leaving
                 && self.to_server.len() < OUTPUT_BYTES_MAX
@@ -311,6 +317,12 @@ impl Session {
                 () = &mut stop, if resting => return End::Error(ClientError::ShuttingDown),
                 () = pool.pressure(), if soft => {
                     self.give_back().await;
+                    continue;
+                }
+                () = self.deferred.due(), if begins => {
+                    if let Err(end) = Box::pin(self.begin_alone()).await {
+                        return end;
+                    }
                     continue;
                 }
             };
@@ -397,7 +409,7 @@ impl Session {
     /// The server is idle and everything is answered: looks at what was left behind, or lets go.
     async fn rest(&mut self) -> Result<(), End> {
         let busy = !self.pipeline.is_empty() || self.in_batch || self.passing > 0;
-        if self.lease.is_none() || busy || self.status != Status::Idle {
+        if self.lease.is_none() || busy || !self.node_is_idle() {
             return Ok(());
         }
         if self.briefs.0 != self.shared.relay.service().catalog_generation() {
@@ -470,10 +482,15 @@ impl Session {
     /// Takes a connection and puts the session's settings in force on it. An error leaves the session
     /// without one, and nothing awaited.
     pub(super) async fn acquire(&mut self) -> Result<(), ClientError> {
-        if let Some(lease) = &self.lease {
-            debug_assert!(lease.node() == self.pool.node());
-            return Ok(());
-        }
+        self.take_connection(true).await.map(drop)
+    }
+
+    /// The same where one is free now. False: there is none.
+    pub(super) async fn acquire_free(&mut self) -> Result<bool, ClientError> {
+        self.take_connection(false).await
+    }
+
+    async fn take_connection(&mut self, in_line: bool) -> Result<bool, ClientError> {
         let writer = self.shared.writer();
         if self.pool.node() != writer {
             self.pool = self.shared.pools.pool(writer, &self.user, &self.database)?;
@@ -482,12 +499,22 @@ impl Session {
         let mut lease = loop {
             tries += 1;
             self.cancel.wait();
-            let mut lease = tokio::select! {
+            let found = async {
+                if in_line {
+                    self.pool.acquire().await.map(Some)
+                } else {
+                    self.pool.acquire_free().await
+                }
+            };
+            let found = tokio::select! {
                 // A free connection is there at the first look, and then nothing else is looked at.
                 biased;
-                lease = self.pool.acquire() => lease?,
+                found = found => found?,
                 () = self.cancel.requested() => return Err(ClientError::Cancelled),
                 () = self.shared.abort.cancelled() => return Err(ClientError::ShuttingDown),
+            };
+            let Some(mut lease) = found else {
+                return Ok(false);
             };
             match self.dress(&mut lease).await {
                 Ok(()) => break lease,
@@ -513,7 +540,7 @@ impl Session {
         self.scanner = Scanner::new();
         self.probe_failed = false;
         self.tell_parameters();
-        Ok(())
+        Ok(true)
     }
 
     /// Undoes what another session left on the connection and this one must not find.

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::error::{ClientError, Refusal, Severity};
-use crate::session::brief::{Brief, Briefs};
+use crate::session::brief::{Brief, Briefs, Control};
 use crate::session::client;
+use crate::session::deferred::Stage;
 use crate::session::global_ddl;
 use crate::session::naming::LONG;
 use crate::session::pipeline::{Entry, Expect, Risk};
@@ -22,7 +23,7 @@ use crate::wire::message::frontend;
 use crate::wire::message::names;
 
 /// Query and Parse up to this length are looked at; longer ones pass as texts of which nothing is known.
-const TEXT_BYTES_MAX: usize = 32 << 20;
+pub(super) const TEXT_BYTES_MAX: usize = 32 << 20;
 /// The names at the front of a message must lie in so many bytes.
 pub(super) const NAMES_BYTES_MAX: usize = 16 * 1024;
 /// So many answers may be outstanding before the client has to wait.
@@ -108,12 +109,21 @@ impl Session {
     }
 
     pub(super) async fn message(&mut self, header: Header) -> Result<Step, End> {
+        if self.deferred.stage() != Stage::None
+            && let Some(step) = Box::pin(self.deferred_message(header)).await?
+        {
+            return Ok(step);
+        }
         match header.tag {
             b'X' => {
                 self.leaving = true;
                 self.input.clear();
                 if self.pipeline.copying() {
                     return Err(End::Client);
+                }
+                if self.in_batch {
+                    // Without the Sync that won't come, nothing else moves the answers that are still due.
+                    frontend::flush(&mut self.to_server);
                 }
                 return Ok(Step::Next);
             }
@@ -174,26 +184,22 @@ impl Session {
 
     /// Takes a connection for the message at the front, or answers that there is none. False: answered.
     pub(super) async fn connected(&mut self, header: Header) -> Result<bool, End> {
-        if self.lease.is_some() {
-            return Ok(true);
-        }
         // Aside, as all that is large and not taken by every message: the frame of each message's future would be
         // copied through all the functions around it.
-        let Err(error) = Box::pin(self.acquire()).await else {
-            return Ok(true);
-        };
-        let report = error.report();
-        if report.severity == Severity::Fatal {
-            return Err(End::Error(error));
+        if self.lease.is_none()
+            && let Err(error) = Box::pin(self.acquire()).await
+        {
+            if error.report().severity == Severity::Fatal {
+                return Err(End::Error(error));
+            }
+            self.fail_deferred();
+            self.refuse(header, &error);
+            return Ok(false);
         }
-        client::put_error(&mut self.to_client, &report);
-        if matches!(header.tag, b'Q' | b'F') {
-            backend::ready(&mut self.to_client, Status::Idle);
-        } else {
-            self.pipeline.skip();
+        if self.deferred.waits() {
+            self.put_begin(header.tag);
         }
-        self.pass(header, false);
-        Ok(false)
+        Ok(true)
     }
 
     fn sync(&mut self, header: Header) -> Step {
@@ -207,9 +213,7 @@ impl Session {
             self.bound_risk = Risk::None;
             self.pass(header, true);
         } else {
-            self.pipeline.unskip();
-            self.pass(header, false);
-            backend::ready(&mut self.to_client, Status::Idle);
+            self.sync_here(header);
         }
         Step::Next
     }
@@ -223,7 +227,7 @@ impl Session {
         }
     }
 
-    fn brief(&self, briefs: &Briefs, text: &[u8]) -> Arc<Brief> {
+    pub(super) fn brief(&self, briefs: &Briefs, text: &[u8]) -> Arc<Brief> {
         briefs.get(text, self.standard_strings())
     }
 
@@ -247,7 +251,7 @@ impl Session {
     }
 
     /// Why a text is not sent, if so.
-    fn refusal(&mut self, brief: &Brief) -> Option<ClientError> {
+    pub(super) fn refusal(&mut self, brief: &Brief) -> Option<ClientError> {
         if let Some(stale) = self.metadata.stale.take() {
             return Some(stale);
         }
@@ -272,6 +276,11 @@ impl Session {
         } else {
             self.brief(&briefs, text_of(&self.input[HEADER_BYTES..header.len]))
         };
+        if brief.control != Control::None
+            && let Some(step) = self.control(header, &brief)
+        {
+            return Ok(step);
+        }
         if brief.special.is_some()
             && let Some(step) = Box::pin(self.metadata(header, &brief)).await?
         {
@@ -379,7 +388,7 @@ impl Session {
     }
 
     /// What is wrong with giving a statement this name.
-    fn parse_fault(&self, name: &[u8]) -> Option<ClientError> {
+    pub(super) fn parse_fault(&self, name: &[u8]) -> Option<ClientError> {
         if name.is_empty() {
             return None;
         }
@@ -453,6 +462,9 @@ impl Session {
     fn close(&mut self, header: Header) -> Result<Step, End> {
         if self.input.len() < header.len {
             return Ok(Step::More);
+        }
+        if self.deferred.waits() && self.lease.is_some() {
+            self.put_begin(header.tag);
         }
         let name = names::statement_range(&self.input).map_err(violation)?;
         let mut undo = None;

@@ -84,7 +84,7 @@ impl Session {
     }
 
     /// What the name at this place of the message at the front stands for, if it came by Parse.
-    fn meaning(&self, name: &std::ops::Range<usize>) -> Option<Arc<Meaning>> {
+    pub(super) fn meaning(&self, name: &std::ops::Range<usize>) -> Option<Arc<Meaning>> {
         if name.is_empty() {
             let unnamed = self.prepared.unnamed.as_ref();
             return unnamed.map(|unnamed| Arc::clone(&unnamed.meaning));

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use synapsedb::cli::demo::server::{DATABASE, PASSWORD, USER};
 use synapsedb::config::Config;
+use synapsedb::node::pool::Pool;
 use synapsedb::session::listener::{self, Door};
 use synapsedb::session::relay;
 use synapsedb::session::shared::Shared;
@@ -25,7 +26,12 @@ pub struct House {
 impl House {
     /// With pools of so many connections.
     pub async fn open(connections: usize) -> Self {
-        let config = format!("[pool]\nmax_connections = {connections}\n");
+        Self::open_with(&format!("max_connections = {connections}"), |_| {}).await
+    }
+
+    /// With these keys for the pools, and changes to the whole once the node is there.
+    pub async fn open_with(pool: &str, change: impl FnOnce(&mut Config)) -> Self {
+        let config = format!("[pool]\n{pool}\n");
         let builder = TestCluster::builder().nodes(1).without_proxy();
         let builder = builder
             .setting("max_connections", "80")
@@ -35,7 +41,8 @@ impl House {
         let file = cluster.folder().join("proxy.toml");
         let text = std::fs::read_to_string(&file).expect("the cluster wrote it");
         let password = |_: &str| Some(PASSWORD.to_owned());
-        let config = Config::parse(&text, &file, &password).expect("a good configuration");
+        let mut config = Config::parse(&text, &file, &password).expect("a good configuration");
+        change(&mut config);
         let shared = Arc::new(Shared::new(Arc::new(config)).expect("set up"));
         let clients = TaskTracker::new();
         let mut ports = [0; 2];
@@ -65,6 +72,20 @@ impl House {
     pub async fn client_at(&self, port: u16, user: &str) -> tokio_postgres::Client {
         let client = crate::support::cluster::connect(port, user, PASSWORD, DATABASE).await;
         client.expect("the door is open")
+    }
+
+    /// A session that logs in though somebody has the only connection: he lends it meanwhile.
+    pub async fn client_beside(&self, holder: &tokio_postgres::Client) -> tokio_postgres::Client {
+        holder.batch_execute("commit").await.expect("committed");
+        let client = self.client().await;
+        holder.batch_execute("begin; select").await.expect("begun");
+        client
+    }
+
+    /// The pool in which the superuser's sessions find their connections.
+    pub fn pool(&self) -> Arc<Pool> {
+        let pool = self.shared.pools.pool(self.shared.writer(), USER, DATABASE);
+        pool.expect("a node")
     }
 
     /// A session byte by byte, logged in.

@@ -5,13 +5,16 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod aborted;
 mod basics;
 mod bulk;
 mod certainty;
+mod deferred;
 mod house;
 mod protocol;
 mod raw;
 mod settings;
 mod shapes;
+mod tap;
 mod tools;
 mod unseen;

@@ -23,6 +23,24 @@ async fn extended_protocol() {
     many_statements(&house).await;
     deallocation(&house).await;
     after_ddl(&house).await;
+    goodbyes(&house).await;
+}
+
+/// A goodbye without the Sync of what was asked before: nothing of it happens, and the connection is free again.
+async fn goodbyes(house: &House) {
+    for begin in ["", "begin", "begin; select 1"] {
+        let mut raw = house.raw().await;
+        raw.query(begin).ask().await;
+        raw.parse("", "insert into t values (500)")
+            .bind("", "", &[])
+            .execute("", 0)
+            .bytes(b"X\0\0\0\x04")
+            .go()
+            .await;
+        let mut next = house.raw().await;
+        let count = next.query("select count(*) from t where a = 500").ask();
+        assert_eq!(count.await, "TD(0)CZ", "{begin}");
+    }
 }
 
 /// A statement whose result has another shape now is refused to those who prepared it before, as on one

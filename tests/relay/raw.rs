@@ -128,6 +128,11 @@ impl Raw {
         self
     }
 
+    /// Whether something was put together and not sent.
+    pub fn has_words(&self) -> bool {
+        !self.out.is_empty()
+    }
+
     /// Sends what was put together.
     pub async fn go(&mut self) {
         self.stream.write_all(&self.out).await.expect("sent");
@@ -187,5 +192,39 @@ impl Raw {
     pub async fn ask(&mut self) -> String {
         self.go().await;
         self.hear().await
+    }
+
+    /// Sends, and hears exactly this up to `ReadyForQuery`, in full.
+    pub async fn says(&mut self, heard: &str) {
+        self.go().await;
+        assert_eq!(self.hear_all_until(b"Z").await, heard);
+    }
+
+    /// The same as `hear_until` with the tags of commands, the state that `ReadyForQuery` tells, and errors in full.
+    pub async fn hear_all_until(&mut self, last: &[u8]) -> String {
+        let mut heard = String::new();
+        loop {
+            let Some(frame) = self.frame().await else {
+                heard.push('.');
+                return heard;
+            };
+            let text = |from: usize| String::from_utf8_lossy(&frame[from..]).into_owned();
+            let told = match frame[0] {
+                b'S' | b'K' => continue,
+                b'C' => text(5).trim_end_matches('\0').to_owned(),
+                b'Z' => text(5),
+                b'D' => text(11),
+                b'E' | b'N' => {
+                    let part = |field| report::get(&frame, field).unwrap_or_default();
+                    let parts = [part(b'S'), part(b'C'), part(b'M'), part(b'P')];
+                    String::from_utf8_lossy(&parts.join(&b' ')).into_owned()
+                }
+                _ => String::new(),
+            };
+            heard = format!("{heard}{}({told})", char::from(frame[0]));
+            if last.contains(&frame[0]) {
+                return heard;
+            }
+        }
     }
 }
