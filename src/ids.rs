@@ -75,6 +75,71 @@ impl fmt::Display for UnitId {
     }
 }
 
+/// A table by its schema and name, which are the same on all nodes. Two tables with one number are taken for one,
+/// which makes a read wait for nothing, and never lets it miss a thing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TableId(u64);
+
+impl TableId {
+    /// Of the table called so.
+    pub fn of(schema: &str, name: &str) -> Self {
+        let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        let schema = fnv1a(schema.as_bytes());
+        Self(name.bytes().fold(step(schema, 0), step))
+    }
+}
+
+/// Tables that a statement reads, or that a unit changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tables {
+    /// It may be any.
+    All,
+    /// These, in order and without doubles.
+    Some(Box<[TableId]>),
+}
+
+impl Tables {
+    /// These.
+    pub fn these(tables: impl IntoIterator<Item = TableId>) -> Self {
+        let mut tables: Vec<TableId> = tables.into_iter().collect();
+        tables.sort_unstable();
+        tables.dedup();
+        Self::Some(tables.into())
+    }
+
+    /// None.
+    pub fn none() -> Self {
+        Self::Some(Box::default())
+    }
+
+    /// Both.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Some(these), Self::Some(those)) => {
+                Self::these(these.iter().chain(those.iter()).copied())
+            }
+            _ => Self::All,
+        }
+    }
+
+    /// Whether one of these may be one of those.
+    pub fn meet(&self, those: &Self) -> bool {
+        match (self, those) {
+            (Self::Some(these), Self::Some(those)) => {
+                let (few, many) = if these.len() < those.len() {
+                    (these, those)
+                } else {
+                    (those, these)
+                };
+                few.iter().any(|table| many.binary_search(table).is_ok())
+            }
+            (Self::All, Self::Some(tables)) | (Self::Some(tables), Self::All) => !tables.is_empty(),
+            (Self::All, Self::All) => true,
+        }
+    }
+}
+
 /// The prefix of every object the proxy makes on a node, and the standby name it announces.
 pub const SYNAPSEDB: &str = "synapsedb";
 
@@ -121,6 +186,18 @@ mod tests {
         }
         assert!("16".parse::<Lsn>().is_err());
         assert!("0/1G".parse::<Lsn>().is_err());
+    }
+
+    #[test]
+    fn tables_meet_where_one_is_in_both() {
+        let table = |name: &str| TableId::of("public", name);
+        let (a, b) = (Tables::these([table("a")]), Tables::these([table("b")]));
+        let both = a.clone().and(b.clone());
+        assert!(!a.meet(&b) && a.meet(&both) && both.meet(&b));
+        assert!(a.meet(&Tables::All) && Tables::All.meet(&Tables::All));
+        assert!(!Tables::none().meet(&Tables::All) && !Tables::none().meet(&both));
+        assert_eq!(a.and(Tables::All), Tables::All);
+        assert_ne!(TableId::of("a", "bc"), TableId::of("ab", "c"));
     }
 
     #[test]

@@ -35,6 +35,7 @@ fn catalog() -> Catalog {
             unreadable: column[5] == "t",
             draws: column[6] == "t",
             own: column[7] == "t",
+            ..CatalogRow::default()
         }
     });
     Catalog::from_rows(1, rows)

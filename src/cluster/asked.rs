@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::reads::Reads;
 use super::service::{Answer, Order, Outcome, OwnNames, Service};
 use super::steward::Steward;
 use crate::error::ClientError;
@@ -69,6 +70,10 @@ impl Service for Asked {
 
     fn catalog(&self, database: &str) -> Arc<Catalog> {
         self.steward.catalogs().get(database)
+    }
+
+    fn reads(&self) -> Option<&Arc<Reads>> {
+        Some(self.steward.reads())
     }
 
     fn replicates(&self, database: &str) -> bool {

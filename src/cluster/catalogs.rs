@@ -215,6 +215,9 @@ impl Catalogs {
             unreadable: row.get("unreadable"),
             draws: row.get("draws"),
             own: row.get("own"),
+            elsewhere: row.get("elsewhere"),
+            anything: row.get("anything"),
+            tables: row.get("tables"),
         });
         self.publish(database, |generation| Catalog::from_rows(generation, rows));
         metrics::counter!("synapsedb_catalog_loads_total").increment(1);
@@ -224,7 +227,7 @@ impl Catalogs {
 
 /// Whether a snapshot, as the server writes it (`xmin:xmax:those between that run`), shows the transaction with
 /// the lower half `xid`, which is known to have ended or to be ending. `None` where it can't be read.
-fn shows(snapshot: &str, xid: u32) -> Option<bool> {
+pub(super) fn shows(snapshot: &str, xid: u32) -> Option<bool> {
     let mut parts = snapshot.split(':');
     let mut number = || parts.next()?.parse::<u64>().ok();
     let (oldest, next) = (number()?, number()?);

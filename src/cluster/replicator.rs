@@ -18,6 +18,8 @@ use tokio_util::task::TaskTracker;
 
 use super::catalogs::Catalogs;
 use super::follower::{Follower, FollowerTask};
+use super::reads::Reads;
+use super::sight::Sight;
 use crate::engine::confirm::{Confirmer, Report, Standing, StreamId};
 use crate::engine::fence::{Other, Verdict, judge};
 use crate::ids::{Lsn, NodeId};
@@ -50,6 +52,7 @@ pub struct FollowerState {
 /// One database's stream.
 struct StreamEntry {
     database: String,
+    sight: Arc<Sight>,
     queues: BTreeMap<NodeId, Arc<Queue>>,
     asides: BTreeMap<NodeId, Arc<Aside>>,
     places: BTreeMap<NodeId, Lsn>,
@@ -72,6 +75,7 @@ pub struct Replicator {
     /// The stream whose reports release commits: the oldest one.
     releasing: watch::Sender<Option<StreamId>>,
     catalogs: Arc<Catalogs>,
+    reads: Arc<Reads>,
     units: Counter,
     unit_bytes: Counter,
     /// Told when a node is fenced, which must be recorded.
@@ -123,6 +127,7 @@ impl Replicator {
         nodes: usize,
         followers: &[NodeId],
         catalogs: Arc<Catalogs>,
+        reads: Arc<Reads>,
         tasks: TaskTracker,
         cancel: CancellationToken,
     ) -> Arc<Self> {
@@ -141,6 +146,7 @@ impl Replicator {
             reports: watch::Sender::new(Report::default()),
             releasing: watch::Sender::new(None),
             catalogs,
+            reads,
             units: metrics::counter!("synapsedb_units_total"),
             unit_bytes: metrics::counter!("synapsedb_unit_bytes_total"),
             fencing: Notify::new(),
@@ -169,10 +175,13 @@ impl Replicator {
         let places: BTreeMap<NodeId, Lsn> = followers.iter().map(|f| (f.node, f.place)).collect();
         let mut queues = BTreeMap::new();
         let mut asides = BTreeMap::new();
-        for follower in followers {
+        let sight = self.reads.open(&settings.login.database);
+        for mut follower in followers {
+            follower.settings.horizon = sight.horizon_of(follower.node);
             let queue = Arc::new(Queue::new(queue_bytes));
             if state.confirmer.standing(follower.node) != Some(Standing::InSync) {
                 queue.abandon();
+                sight.fence(follower.node);
             }
             queues.insert(follower.node, Arc::clone(&queue));
             let database = settings.login.database.clone();
@@ -191,6 +200,7 @@ impl Replicator {
         state.confirmer.add_stream(id, start, &places);
         let entry = StreamEntry {
             database: settings.login.database.clone(),
+            sight,
             queues,
             asides,
             places,
@@ -231,6 +241,7 @@ impl Replicator {
         if let Some(entry) = state.streams.remove(&id) {
             entry.cancel.cancel();
         }
+        self.reads.close(database);
         state.confirmer.remove_stream(id);
         self.choose_releasing(&state);
         self.announce(&mut state);
@@ -293,6 +304,8 @@ impl Replicator {
 
     fn announce(&self, state: &mut State) {
         let report = state.confirmer.report();
+        // Ahead of the report that lets a commit be answered.
+        self.reads.set_written(report.write);
         self.reports.send_if_modified(|told| {
             let changed = *told != report;
             *told = report;
@@ -309,6 +322,7 @@ impl Replicator {
         let Some(entry) = state.streams.get(&id) else {
             return;
         };
+        entry.sight.decoded_unit(&unit);
         if unit.has_ddl {
             // Ahead of any report that lets the writer go on: nobody has seen the commit yet.
             self.catalogs.mark_stale(&entry.database, Some(unit.xid));
@@ -327,6 +341,9 @@ impl Replicator {
     fn decoded_up_to(&self, id: StreamId, lsn: Lsn) {
         let mut state = self.lock();
         state.confirmer.decoded_up_to(id, lsn);
+        if let Some(entry) = state.streams.get(&id) {
+            entry.sight.decoded_up_to(lsn);
+        }
         self.announce(&mut state);
     }
 
@@ -336,6 +353,7 @@ impl Replicator {
         state.confirmer.applied(id, node, lsn);
         if let Some(entry) = state.streams.get_mut(&id) {
             entry.places.insert(node, lsn);
+            entry.sight.applied(node, lsn);
         }
         if let Some(follower) = state.followers.get_mut(&node) {
             follower.failures.remove(&id);
@@ -462,6 +480,12 @@ impl Replicator {
         let _ = reports.wait_for(|report| report.write >= lsn).await;
     }
 
+    /// Waits until every node that is owed it has everything before `lsn` durable. Dropping it is harmless.
+    pub async fn wait_everywhere(&self, lsn: Lsn) {
+        let mut reports = self.reports.subscribe();
+        let _ = reports.wait_for(|report| report.flush >= lsn).await;
+    }
+
     /// For the view, /status and the metrics.
     pub fn snapshot(&self) -> Snapshot {
         let state = self.lock();
@@ -534,6 +558,7 @@ fn fence(state: &mut State, node: NodeId, why: String) {
     follower.fenced = Some(why);
     state.confirmer.set_standing(node, Standing::Leaving);
     for entry in state.streams.values() {
+        entry.sight.fence(node);
         if let Some(queue) = entry.queues.get(&node) {
             queue.abandon();
         }

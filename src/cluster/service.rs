@@ -7,6 +7,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use super::reads::Reads;
 use crate::error::ClientError;
 use crate::ids::NodeId;
 use crate::sql::catalog::Catalog;
@@ -67,6 +68,9 @@ pub trait Service: Send + Sync {
     /// What the database's names stand for, by the newest snapshot.
     fn catalog(&self, database: &str) -> Arc<Catalog>;
 
+    /// What is to be known to read from any node; none where there is but one.
+    fn reads(&self) -> Option<&Arc<Reads>>;
+
     /// Whether the database is replicated; a template is not.
     fn replicates(&self, database: &str) -> bool;
 
@@ -109,6 +113,10 @@ impl Service for Alone {
 
     fn catalog(&self, _: &str) -> Arc<Catalog> {
         Arc::new(Catalog::unknown())
+    }
+
+    fn reads(&self) -> Option<&Arc<Reads>> {
+        None
     }
 
     fn replicates(&self, _: &str) -> bool {

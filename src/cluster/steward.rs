@@ -16,6 +16,7 @@ use super::bring_up::{BringUp, BringUpError, DatabasePlaces, Prepared};
 use super::catalogs::Catalogs;
 use super::follower::{Arming, Follower};
 use super::metadata;
+use super::reads::Reads;
 use super::replicator::{FollowerSnapshot, RETRY, Replicator};
 use super::service::OwnNames;
 use super::view::{NodeView, Status, View};
@@ -39,7 +40,8 @@ pub struct Steward {
     /// Since when each follower lacks something that a majority has.
     behind_since: Mutex<BTreeMap<NodeId, Instant>>,
     catalogs: Arc<Catalogs>,
-    writer: NodeId,
+    pub(super) reads: Arc<Reads>,
+    pub(super) writer: NodeId,
     epoch: Epoch,
     term: Epoch,
     version: u32,
@@ -54,6 +56,7 @@ impl Steward {
         let control = Control::new(&config);
         let prepared = BringUp::new(&config, &control).run().await?;
         let catalogs = Arc::new(Catalogs::default());
+        let reads = Arc::new(Reads::new(&config));
         let tasks = TaskTracker::new();
         let cancel = CancellationToken::new();
         let all = (0..config.nodes.len()).map(NodeId);
@@ -62,6 +65,7 @@ impl Steward {
             config.nodes.len(),
             &followers,
             Arc::clone(&catalogs),
+            Arc::clone(&reads),
             tasks.clone(),
             cancel.clone(),
         );
@@ -72,6 +76,7 @@ impl Steward {
             view: ArcSwap::from_pointee(first_view(&config, &prepared)),
             behind_since: Mutex::default(),
             catalogs,
+            reads,
             control,
             replicator,
             writer: prepared.writer,
@@ -109,6 +114,10 @@ impl Steward {
         steward
             .tasks
             .spawn(async move { this.watch_builds().await });
+        let this = Arc::clone(&steward);
+        steward
+            .tasks
+            .spawn(async move { this.serve_reads().await });
         tracing::info!(epoch = %steward.epoch, writer = steward.writer.0, "cluster is up");
         Ok(steward)
     }
@@ -121,6 +130,20 @@ impl Steward {
     /// What the databases' names stand for.
     pub fn catalogs(&self) -> &Catalogs {
         &self.catalogs
+    }
+
+    /// What sessions that read from any node must know.
+    pub fn reads(&self) -> &Arc<Reads> {
+        &self.reads
+    }
+
+    /// The end of what has been put into the writer's log.
+    pub(super) async fn writers_end(&self) -> Option<Lsn> {
+        let database = &self.control.database;
+        let client = self.control.connect(self.writer, database).await.ok()?;
+        let sql = "select pg_current_wal_insert_lsn()::text";
+        let row = client.query_one(sql, &[]).await.ok()?;
+        row.get::<_, String>(0).parse().ok()
     }
 
     /// Whether the database has a stream.
@@ -176,6 +199,7 @@ impl Steward {
                     address: self.control.address(node).clone(),
                     login,
                     term: self.term,
+                    horizon: Arc::default(),
                     superuser: self.control.user().to_owned(),
                     runner_secret: self.arming.runner_secret.clone(),
                     timeout: CONNECT,
@@ -236,16 +260,7 @@ impl Steward {
     /// be known within `limits.commit_wait_ms`.
     pub async fn wait_quorum(&self) -> bool {
         let wait = async {
-            let client = self
-                .control
-                .connect(self.writer, &self.control.database)
-                .await
-                .ok()?;
-            let row = client
-                .query_one("select pg_current_wal_insert_lsn()::text", &[])
-                .await
-                .ok()?;
-            let lsn: Lsn = row.get::<_, String>(0).parse().ok()?;
+            let lsn = self.writers_end().await?;
             self.replicator.wait_written(lsn).await;
             Some(())
         };
@@ -347,9 +362,16 @@ impl Steward {
                     }
                 }
             }
+            let suspected = async {
+                match self.reads.loads.get(node) {
+                    Some(load) => load.suspected().await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 () = self.cancel.cancelled() => return,
                 () = tokio::time::sleep(interval.saturating_sub(started.elapsed())) => {}
+                () = suspected => {}
             }
         }
     }
@@ -397,6 +419,10 @@ impl Steward {
             count(&mut view);
             view
         });
+        if let (Some(took), Some(load)) = (took, self.reads.loads.get(node)) {
+            load.probed(took);
+        }
+        self.tell_who_serves();
     }
 
     /// What a node lacks of the proxy's own things, for the view.
@@ -460,6 +486,8 @@ impl Steward {
             count(&mut view);
             view
         });
+        drop(behind_since);
+        self.tell_who_serves();
     }
 
     /// Ends streams and appliers. What they have not done is done at the next start.

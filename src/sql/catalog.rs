@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::builtins;
 use super::names::Names;
 use super::statement::Reason;
+use crate::ids::{TableId, Tables};
 
 /// One SELECT whose rows, in order, make a [`CatalogRow`] each. It must be run with an empty
 /// `search_path` or with `pg_catalog` first, by a role that may read `pg_catalog`.
@@ -34,6 +35,12 @@ pub struct CatalogRow {
     pub draws: bool,
     /// The user's own.
     pub own: bool,
+    /// Its values may be of a type whose OID differs from node to node.
+    pub elsewhere: bool,
+    /// Running or reading it may read any table.
+    pub anything: bool,
+    /// Of a relation: the tables without which it would be another, schema and name in turn.
+    pub tables: Option<Vec<String>>,
 }
 
 /// What is known of a name.
@@ -45,6 +52,8 @@ struct Known {
     unreadable: bool,
     draws: bool,
     own: bool,
+    elsewhere: bool,
+    anything: bool,
 }
 
 impl Known {
@@ -54,6 +63,8 @@ impl Known {
         self.unreadable |= row.unreadable;
         self.draws |= row.draws;
         self.own |= row.own;
+        self.elsewhere |= row.elsewhere;
+        self.anything |= row.anything;
     }
 }
 
@@ -71,7 +82,13 @@ pub struct Catalog {
     types: BTreeSet<Box<str>>,
     relations: ByName,
     qualified: BTreeMap<(Box<str>, Box<str>), Known>,
+    /// By bare name, of all that bear it.
+    tables: BTreeMap<Box<str>, Tables>,
+    /// Types whose OIDs differ from node to node.
+    foreign_types: BTreeSet<Box<str>>,
     implicit: bool,
+    /// Code that no text names may read any table.
+    implicit_reads: bool,
 }
 
 /// Words that stand for OIDs or transaction numbers, which differ from node to node.
@@ -126,13 +143,19 @@ impl Catalog {
                 }
                 ("operator", _) => catalog.operators.entry(name).or_default().or(&row),
                 ("type", _) => drop(catalog.types.insert(name)),
+                ("foreign_type", _) => drop(catalog.foreign_types.insert(name)),
                 ("relation", Some(schema)) => {
                     let key = (schema.as_str().into(), name.clone());
                     catalog.qualified.entry(key).or_default().or(&row);
-                    catalog.relations.entry(name).or_default().or(&row);
+                    catalog.relations.entry(name.clone()).or_default().or(&row);
+                    let known = catalog.tables.remove(&name).unwrap_or_else(Tables::none);
+                    catalog.tables.insert(name, known.and(tables_of(&row)));
                 }
                 // `implicit`, and what a newer query might say, stands for all.
-                _ => catalog.implicit |= row.hides || row.kind != "implicit",
+                _ => {
+                    catalog.implicit |= row.hides || row.kind != "implicit";
+                    catalog.implicit_reads |= row.anything;
+                }
             }
         }
         catalog
@@ -246,6 +269,43 @@ impl Catalog {
         self.relations_read_only(names)
     }
 
+    /// The tables that a proven query with these names reads. `None` where a value of it may be of a type whose
+    /// OID differs from node to node.
+    pub fn reads(&self, names: &Names) -> Option<Tables> {
+        let foreign = |name: &String| self.foreign_types.contains(name.as_str());
+        if names.words.iter().any(foreign) {
+            return None;
+        }
+        let functions = self.functions.as_ref()?;
+        let calls = names.calls.iter().chain(&names.maybe_calls);
+        let calls = calls.chain(&names.fields);
+        let calls = calls.filter_map(|name| functions.get(name.as_str()));
+        let operators = names.operators.iter();
+        let operators = operators.filter_map(|name| self.operators.get(name.as_str()));
+        let mut anything = self.implicit_reads;
+        for known in calls.chain(operators) {
+            if known.elsewhere {
+                return None;
+            }
+            anything |= known.anything;
+        }
+        let mut tables = Tables::none();
+        for relation in names.relations.as_ref()? {
+            let name = relation.name.as_str();
+            let Some(known) = self.relations.get(name) else {
+                // A WITH query: what it reads is named as well.
+                continue;
+            };
+            if known.elsewhere {
+                return None;
+            }
+            anything |= known.anything;
+            let reached = self.tables.get(name).cloned().unwrap_or(Tables::All);
+            tables = tables.and(reached);
+        }
+        Some(if anything { Tables::All } else { tables })
+    }
+
     fn relations_read_only(&self, names: &Names) -> Result<(), Reason> {
         let Some(relations) = &names.relations else {
             return Err(Reason::NotUnderstood("relations".to_owned()));
@@ -272,6 +332,14 @@ impl Catalog {
     }
 }
 
+fn tables_of(row: &CatalogRow) -> Tables {
+    let Some(names) = row.tables.as_ref() else {
+        return Tables::All;
+    };
+    let pairs = names.chunks_exact(2);
+    Tables::these(pairs.map(|pair| TableId::of(&pair[0], &pair[1])))
+}
+
 fn is_system(schema: &str) -> bool {
     matches!(schema, "pg_catalog" | "information_schema")
 }
@@ -287,6 +355,65 @@ mod tests {
             let known = LOAD_QUERY.contains(&format!("('{name}')"));
             assert!(known || foreign.contains(name), "{name}");
         }
+    }
+
+    fn relation(name: &str, tables: &[&str]) -> CatalogRow {
+        let tables = tables.iter().flat_map(|name| ["public", *name]);
+        CatalogRow {
+            kind: "relation".to_owned(),
+            schema: Some("public".to_owned()),
+            name: name.to_owned(),
+            own: true,
+            tables: Some(tables.map(str::to_owned).collect()),
+            ..CatalogRow::default()
+        }
+    }
+
+    fn function(name: &str) -> CatalogRow {
+        CatalogRow {
+            kind: "function".to_owned(),
+            name: name.to_owned(),
+            ..CatalogRow::default()
+        }
+    }
+
+    #[test]
+    fn a_query_reads_what_is_behind_its_names() {
+        let rows = [
+            relation("t", &["t"]),
+            relation("v", &["v", "t", "u"]),
+            CatalogRow {
+                anything: true,
+                ..function("f")
+            },
+            function("count"),
+            CatalogRow {
+                elsewhere: true,
+                ..relation("moods", &["moods"])
+            },
+            CatalogRow {
+                kind: "foreign_type".to_owned(),
+                ..function("mood")
+            },
+        ];
+        let catalog = Catalog::from_rows(1, rows);
+        let reads = |sql: &str| {
+            let facts = crate::sql::statement::Facts::of(sql, true);
+            facts.reads(&catalog)
+        };
+        let these = |names: &[&str]| {
+            Some(Tables::these(
+                names.iter().map(|name| TableId::of("public", name)),
+            ))
+        };
+        assert_eq!(reads("select count(*) from t"), these(&["t"]));
+        assert_eq!(reads("select 1; table v"), these(&["t", "u", "v"]));
+        assert_eq!(reads("with t2 as (table t) table t2"), these(&["t"]));
+        assert_eq!(reads("select f() from t"), Some(Tables::All));
+        assert_eq!(reads("select a from moods"), None);
+        assert_eq!(reads("select 'a'::mood"), None);
+        assert_eq!(reads("select 1 from t for update"), None);
+        assert_eq!(reads("delete from t"), None);
     }
 
     #[test]

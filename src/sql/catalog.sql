@@ -3,7 +3,9 @@
 -- Columns: kind, schema (of relations only), name, hides (running or writing it may run code that is
 -- not known or does something to the session), read_hides (reading it may), unreadable (a query with
 -- it is not provably read-only), draws (writing it takes values of a sequence), own (the user's own,
--- not the server's).
+-- not the server's), elsewhere (its values may be of a type whose OID differs from node to node), anything
+-- (running or reading it may read any table), tables (of a relation, schema and name in turn: those without which
+-- it would be another).
 -- OIDs below 16384 are the server's own objects.
 
 with recursive
@@ -167,6 +169,26 @@ drawing_relation(oid) as (
   select attrelid from pg_catalog.pg_attribute where attidentity <> '' and attrelid >= 16384
   union
   select u.relation from drawing_relation d join uses u on u.used = d.oid),
+-- Code that may read tables which no text names: all of the user's but what C is said to be immutable.
+reader(oid) as (
+  select p.oid from pg_catalog.pg_proc p
+   where p.oid >= 16384 and p.prokind <> 'a'
+     and (p.prolang not in (select oid from trusted_language) or p.provolatile <> 'i')
+  union
+  select a.aggfnoid from pg_catalog.pg_aggregate a join pg_catalog.pg_proc p
+      on p.oid in (a.aggtransfn, a.aggfinalfn, a.aggcombinefn, a.aggserialfn, a.aggdeserialfn, a.aggmtransfn,
+                   a.aggminvtransfn, a.aggmfinalfn)
+   where p.oid >= 16384 and (p.prolang not in (select oid from trusted_language) or p.provolatile <> 'i')),
+reaches(relation, used) as (
+  select oid, oid from pg_catalog.pg_class where relkind in ('r', 'p', 'v', 'm') and oid >= 16384
+  union
+  select r.relation, u.used from reaches r join uses u on u.relation = r.used),
+-- Types, a domain's being what it is made of, that have another OID on each node.
+resolved_type(oid, base) as (
+  select oid, oid from pg_catalog.pg_type where typtype <> 'd'
+  union all
+  select d.oid, r.base from pg_catalog.pg_type d join resolved_type r on r.oid = d.typbasetype where d.typtype = 'd'),
+foreign_type(oid) as (select oid from resolved_type where base >= 16384),
 -- Code that runs without being named: implicit casts, input and output of types, comparison. What supports
 -- an index of another kind than btree and hash is C and called by that index alone: pgvector's is volatile.
 implicit(hides) as (
@@ -186,7 +208,10 @@ implicit(hides) as (
 select 'function' as kind, null::text as schema, p.proname::text as name,
        bool_or(p.oid in (select oid from wild) or taken.checked and p.oid >= 16384) as hides,
        false as read_hides, bool_or(p.oid in (select oid from unreadable) or taken.checked) as unreadable,
-       false as draws, bool_or(p.oid >= 16384 and n.nspname <> 'synapsedb') as own
+       false as draws, bool_or(p.oid >= 16384 and n.nspname <> 'synapsedb') as own,
+       bool_or(p.oid >= 16384 and (p.prorettype in (select oid from foreign_type)
+         or exists (select from unnest(p.proallargtypes) t where t in (select oid from foreign_type)))) as elsewhere,
+       bool_or(p.oid in (select oid from reader)) as anything, null::text[] as tables
   from pg_catalog.pg_proc p
   join pg_catalog.pg_namespace n on n.oid = p.pronamespace
   cross join lateral (
@@ -196,21 +221,43 @@ select 'function' as kind, null::text as schema, p.proname::text as name,
  group by p.proname
 union all
 select 'operator', null, o.oprname, bool_or(o.oprcode in (select oid from wild)),
-       false, bool_or(o.oprcode in (select oid from volatile)), false, bool_or(o.oid >= 16384)
+       false, bool_or(o.oprcode in (select oid from volatile)), false, bool_or(o.oid >= 16384),
+       bool_or(o.oid >= 16384 and o.oprresult in (select oid from foreign_type)),
+       bool_or(o.oprcode in (select oid from reader)), null
   from pg_catalog.pg_operator o group by o.oprname
 union all
-select 'type', null, t.typname, true, true, true, false, true
+select 'type', null, t.typname, true, true, true, false, true, true, true, null
   from pg_catalog.pg_type t
  where t.oid in (select oid from checked_type)
     or t.oid in (select casttarget from pg_catalog.pg_cast where castfunc in (select oid from wild))
  group by t.typname
 union all
+select 'foreign_type', null, t.typname, false, false, false, false, true, true, false, null
+  from pg_catalog.pg_type t left join pg_catalog.pg_class c on c.oid = t.typrelid
+ where t.oid in (select oid from foreign_type) and coalesce(c.relkind, 'c') = 'c'
+   and t.typname !~ '^_' and t.typnamespace <> coalesce(to_regnamespace('synapsedb')::oid, 0)
+ group by t.typname
+union all
 select 'relation', n.nspname, c.relname, c.oid in (select oid from hiding_relation),
        c.oid in (select oid from hiding_reader),
        c.oid in (select oid from unreadable_relation), c.oid in (select oid from drawing_relation),
-       n.nspname not in ('pg_catalog', 'information_schema', 'pg_toast', 'synapsedb')
+       n.nspname not in ('pg_catalog', 'information_schema', 'pg_toast', 'synapsedb'),
+       exists (select from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum > 0
+                  and a.atttypid in (select oid from foreign_type)),
+       exists (select from reaches r join calls f on f.relation = r.used
+                where r.relation = c.oid and f.source in ('rule', 'policy') and f.function in (select oid from reader)),
+       (select array_agg(part order by r.used, part_number) from reaches r
+          join pg_catalog.pg_class b on b.oid = r.used join pg_catalog.pg_namespace s on s.oid = b.relnamespace
+         cross join lateral unnest(array[s.nspname::text, b.relname::text]) with ordinality parts(part, part_number)
+         where r.relation = c.oid)
   from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
  where c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
    and n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
 union all
-select 'implicit', null, '', hides, hides, hides, false, false from implicit
+select 'implicit', null, '', hides, hides, hides, false, false, false,
+       exists (select from pg_catalog.pg_cast where castfunc in (select oid from reader))
+         or exists (select from pg_catalog.pg_constraint c
+             cross join regexp_matches(c.conbin::text, ':(?:funcid|opfuncid) ([0-9]+)', 'g') m
+                     where c.contype = 'c' and c.contypid <> 0 and m[1]::oid in (select oid from reader)),
+       null
+  from implicit

@@ -13,6 +13,7 @@ use super::classify;
 use super::lexer::{self, Fault};
 use super::names::Names;
 use super::split;
+use crate::ids::Tables;
 
 /// `ISOLATION LEVEL ...`, as named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -437,6 +438,18 @@ impl Facts {
             .map(|one| one.verdict(catalog))
             .find(|verdict| *verdict != Verdict::Read)
             .unwrap_or(Verdict::Read)
+    }
+
+    /// The tables that the text reads, where all of it is provably read-only and says the same on every node.
+    pub fn reads(&self, catalog: &Catalog) -> Option<Tables> {
+        if self.verdict(catalog) != Verdict::Read {
+            return None;
+        }
+        let mut tables = Tables::none();
+        for one in &self.statements {
+            tables = tables.and(catalog.reads(&one.names)?);
+        }
+        Some(tables)
     }
 
     /// Whether a statement names a relation or function of the proxy's metadata.

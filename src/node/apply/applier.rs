@@ -5,6 +5,7 @@
 //! and the place in the writer's history durable together. After any error the applier is thrown away
 //! with its connection. It doesn't decide what an error means for the node.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::{collections::HashMap, io, sync::Arc};
 
 use super::aside;
@@ -92,6 +93,8 @@ pub struct Applier {
     pub(super) care: Care,
     /// Foreign code has run on this connection since its statements were prepared.
     pub(super) distrust: bool,
+    /// Up to where it may have let units be seen.
+    pub(super) horizon: Arc<AtomicU64>,
     pub(super) origin: String,
     /// Rows added to `applied_places` since the old ones were deleted.
     pub(super) places: u32,
@@ -188,6 +191,8 @@ impl Applier {
         } else {
             self.own("place", values[..4].iter().copied());
         }
+        // Ahead of the commit: whoever reads what it shows finds it here.
+        self.horizon.fetch_max(last.id.lsn.0, Ordering::AcqRel);
         self.pipeline.commit().await?;
         if self.distrust {
             for (name, text) in STATEMENTS {

@@ -4,6 +4,8 @@
 //! writer's history here. It doesn't apply anything.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use super::applier::{Applier, PLACES_KEPT};
@@ -29,6 +31,8 @@ pub struct ApplierSettings {
     pub term: Epoch,
     /// The superuser's name, whose runner the schema holds.
     pub superuser: String,
+    /// Up to where the follower may let units be seen: moved ahead of each commit.
+    pub horizon: Arc<AtomicU64>,
     /// Opens the superuser's runner on this node (rule 11: known to nobody but this process).
     pub runner_secret: String,
     /// For connecting.
@@ -72,6 +76,7 @@ impl Applier {
             lent: Lent::default(),
             care: Care::default(),
             distrust: false,
+            horizon: Arc::clone(&settings.horizon),
             origin: origin_name(settings.term, &settings.login.database),
             places: PLACES_KEPT,
             filling: None,

@@ -1,0 +1,153 @@
+//! What sessions need to know in order to read from any node, in one place.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use metrics::{Counter, Histogram};
+
+use super::loads::Loads;
+use super::relaxed::Relaxed;
+use super::replicator::RETRY;
+use super::sight::{Asker, Sight};
+use super::steward::Steward;
+use super::view::Status;
+use crate::config::Config;
+use crate::ids::Lsn;
+
+/// Handles registered once.
+pub struct Meters {
+    /// Reads by node.
+    pub reads: Vec<Counter>,
+    /// How long answers were held.
+    pub waits: Histogram,
+    /// Reads run again, since they wrote.
+    pub wrote: Counter,
+    /// Likewise, since a type of theirs has another OID on the writer.
+    pub foreign: Counter,
+    /// Likewise, since their node was lost.
+    pub lost: Counter,
+    /// Likewise, since the writer did not show in time what they had seen.
+    pub late: Counter,
+}
+
+impl Meters {
+    fn new(config: &Config) -> Self {
+        let again = |why: &'static str| metrics::counter!("synapsedb_reruns_total", "why" => why);
+        let node = |node: &crate::config::Node| {
+            let counter = metrics::counter!("synapsedb_reads_total", "node" => node.name.clone());
+            counter.increment(0);
+            counter
+        };
+        Self {
+            reads: config.nodes.iter().map(node).collect(),
+            waits: metrics::histogram!("synapsedb_read_wait_seconds"),
+            wrote: again("wrote"),
+            foreign: again("type"),
+            lost: again("lost"),
+            late: again("late"),
+        }
+    }
+}
+
+/// One for the cluster.
+pub struct Reads {
+    /// How busy and quick nodes are.
+    pub loads: Loads,
+    /// Commits that wait for nobody.
+    pub relaxed: Arc<Relaxed>,
+    /// What is counted.
+    pub meters: Meters,
+    pub(super) asker: Arc<Asker>,
+    nodes: usize,
+    written: Arc<AtomicU64>,
+    sights: ArcSwap<BTreeMap<String, Arc<Sight>>>,
+}
+
+impl Reads {
+    /// No database yet.
+    pub fn new(config: &Config) -> Self {
+        Self {
+            loads: Loads::new(config.nodes.len()),
+            relaxed: Arc::default(),
+            meters: Meters::new(config),
+            asker: Arc::default(),
+            nodes: config.nodes.len(),
+            written: Arc::default(),
+            sights: ArcSwap::default(),
+        }
+    }
+
+    /// What is known of a database's units.
+    pub fn sight(&self, database: &str) -> Option<Arc<Sight>> {
+        self.sights.load().get(database).map(Arc::clone)
+    }
+
+    /// A database has a stream from now on.
+    pub(super) fn open(&self, database: &str) -> Arc<Sight> {
+        let asker = Arc::clone(&self.asker);
+        let sight = Sight::new(self.nodes, Arc::clone(&self.written), asker);
+        self.replace(database, Some(&sight));
+        sight
+    }
+
+    /// A database has none any more.
+    pub(super) fn close(&self, database: &str) {
+        self.replace(database, None);
+    }
+
+    fn replace(&self, database: &str, sight: Option<&Arc<Sight>>) {
+        let before = self.sight(database);
+        self.sights.rcu(|known| {
+            let mut known = BTreeMap::clone(known);
+            match sight {
+                Some(sight) => known.insert(database.to_owned(), Arc::clone(sight)),
+                None => known.remove(database),
+            };
+            known
+        });
+        if let Some(before) = before {
+            before.close();
+        }
+    }
+
+    /// A majority has everything up to here; told before the writer is.
+    pub(super) fn set_written(&self, lsn: Lsn) {
+        self.written.fetch_max(lsn.0, Ordering::AcqRel);
+    }
+}
+
+impl Steward {
+    /// Tells sessions what the writer shows, and which commits that waited for nobody every follower has.
+    pub(super) async fn serve_reads(&self) {
+        let shown = self.reads.asker.run(&self.control, self.writer);
+        let relaxed = async {
+            loop {
+                let ended = self.reads.relaxed.uncovered().await;
+                match self.writers_end().await {
+                    Some(lsn) => self.replicator.wait_everywhere(lsn).await,
+                    None => {
+                        tokio::time::sleep(RETRY).await;
+                        continue;
+                    }
+                }
+                self.reads.relaxed.cover(ended);
+            }
+        };
+        tokio::select! {
+            () = self.cancel.cancelled() => {}
+            () = shown => {}
+            () = relaxed => {}
+        }
+    }
+
+    /// Sessions read only from nodes that are in sync.
+    pub(super) fn tell_who_serves(&self) {
+        for node in &self.view().nodes {
+            if let Some(load) = self.reads.loads.get(node.id) {
+                load.set_serves(node.status == Status::InSync);
+            }
+        }
+    }
+}

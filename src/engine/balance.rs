@@ -1,0 +1,83 @@
+//! Which node answers a read: of two picked at random the one that will be done sooner.
+//!
+//! Two choices are enough to keep nodes evenly busy, and a node that has become slow is left alone without anybody
+//! having to find it first. Time and dice are arguments.
+
+/// A node that could answer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Candidate {
+    /// What it works on for clients now.
+    pub in_flight: usize,
+    /// Its average time for an answer, milliseconds.
+    pub latency_ms: f64,
+    /// For how long its answer is likely to be held, milliseconds.
+    pub wait_ms: f64,
+}
+
+impl Candidate {
+    #[expect(clippy::cast_precision_loss, reason = "connections are few")]
+    fn cost(&self) -> f64 {
+        (self.in_flight + 1) as f64 * self.latency_ms + self.wait_ms
+    }
+}
+
+/// The place of the better of two that `dice` picks; `None` where there is none.
+pub fn choose(candidates: &[Candidate], dice: u64) -> Option<usize> {
+    let count = u64::try_from(candidates.len()).unwrap_or(u64::MAX);
+    if count < 2 {
+        return (count == 1).then_some(0);
+    }
+    let first = dice % count;
+    let second = (first + 1 + (dice / count) % (count - 1)) % count;
+    let (first, second) = (usize::try_from(first).ok()?, usize::try_from(second).ok()?);
+    let better = candidates[second].cost() < candidates[first].cost();
+    Some(if better { second } else { first })
+}
+
+/// A moving average of which the newest value makes `share`.
+pub fn average(known: Option<f64>, value: f64, share: f64) -> f64 {
+    known.map_or(value, |known| known + (value - known) * share)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(in_flight: usize, latency_ms: f64) -> Candidate {
+        Candidate {
+            in_flight,
+            latency_ms,
+            wait_ms: 0.0,
+        }
+    }
+
+    #[test]
+    fn nodes_alike_share_and_a_slow_one_is_left_alone() {
+        let mut chosen = [0; 3];
+        let alike = [node(0, 1.0); 3];
+        for dice in 0..600 {
+            chosen[choose(&alike, dice).unwrap()] += 1;
+        }
+        assert_eq!(chosen, [200; 3]);
+        let slow = [node(0, 1.0), node(0, 50.0), node(3, 1.0)];
+        let picked = (0..600).map(|dice| choose(&slow, dice).unwrap());
+        assert!(picked.clone().all(|at| at != 1) && picked.clone().any(|at| at == 2));
+    }
+
+    #[test]
+    fn a_wait_counts_and_nobody_is_nobody() {
+        let waits = Candidate {
+            wait_ms: 3.0,
+            ..node(0, 1.0)
+        };
+        assert!((0..9).all(|dice| choose(&[waits, node(1, 1.0)], dice) == Some(1)));
+        assert_eq!(choose(&[], 7), None);
+        assert_eq!(choose(&[waits], 7), Some(0));
+    }
+
+    #[test]
+    fn averages_move() {
+        assert!((average(None, 4.0, 0.5) - 4.0).abs() < 1e-9);
+        assert!((average(Some(2.0), 4.0, 0.5) - 3.0).abs() < 1e-9);
+    }
+}
