@@ -32,6 +32,8 @@ pub struct Config {
     pub pool: Pool,
     /// Streams and appliers.
     pub replication: Replication,
+    /// Reads from followers.
+    pub reads: Reads,
     /// Bounds on what clients may ask for.
     pub limits: Limits,
     /// How nodes are probed.
@@ -134,6 +136,47 @@ pub struct Replication {
     pub wal_sender_timeout_ms: u64,
     /// Where large transactions are put while they are still open.
     pub spill_directory: PathBuf,
+}
+
+/// Reads from followers.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Reads {
+    /// What reads may miss where the session does not say.
+    pub consistency: Consistency,
+}
+
+/// What a read may miss of what others wrote.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Consistency {
+    /// Nothing that was acknowledged before it began.
+    #[default]
+    Strict,
+    /// Nothing that its own session wrote or saw.
+    Session,
+    /// Whatever the node has not got yet.
+    Eventual,
+}
+
+impl Consistency {
+    /// Every one.
+    pub const ALL: [Self; 3] = [Self::Strict, Self::Session, Self::Eventual];
+
+    /// As it is set.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Strict => "strict",
+            Self::Session => "session",
+            Self::Eventual => "eventual",
+        }
+    }
+
+    /// By its name, in any case.
+    pub fn named(name: &str) -> Option<Self> {
+        let same = |one: &Self| one.name().eq_ignore_ascii_case(name);
+        Self::ALL.into_iter().find(same)
+    }
 }
 
 /// Bounds on what clients may ask for.

@@ -182,6 +182,15 @@ pub enum ClientError {
     /// The connection to the writer was lost, or no majority answered, while COMMIT ran.
     #[error("outcome unknown")]
     CommitUnknown,
+    /// The node that answered a read was lost, or had to be distrusted, when the client had a part of the answer.
+    #[error("a read was broken off")]
+    ReadBroken,
+    /// `synapsedb.read_consistency` set to something else than it takes.
+    #[error("no such consistency")]
+    BadConsistency {
+        /// What was given.
+        value: String,
+    },
     /// Cancelled by the client while the proxy itself made it wait.
     #[error("cancelled")]
     Cancelled,
@@ -368,6 +377,13 @@ impl ClientError {
             Self::CommitUnknown => Report::fatal(Node, "08007", "it is not known whether the transaction was committed")
                 .detail("The connection to the writer was lost, or no majority answered, while COMMIT ran.")
                 .hint("Look whether its effects are there before running it again."),
+            Self::ReadBroken => Report::error(Node, "40001", "the node that answered was lost before its answer was whole")
+                .hint("Run the statement again.")
+                .retry(),
+            Self::BadConsistency { value } => {
+                let text = format!("invalid value for parameter \"synapsedb.read_consistency\": \"{value}\"");
+                Report::error(Client, "22023", text).hint("Available values: strict, session, eventual.")
+            }
             Self::Cancelled => Report::error(Client, "57014", "canceling statement due to user request"),
             Self::NoStatement { name } if name.is_empty() => {
                 Report::error(Client, "26000", "unnamed prepared statement does not exist")
@@ -520,6 +536,8 @@ mod tests {
             (E::NodeFault { node: name(), fault: name() }, Error, "08001", Node, false),
             (E::TransactionLost, Fatal, "40001", Node, true),
             (E::CommitUnknown, Fatal, "08007", Node, false),
+            (E::ReadBroken, Error, "40001", Node, true),
+            (E::BadConsistency { value: name() }, Error, "22023", Client, false),
             (E::Cancelled, Error, "57014", Client, false),
             (E::NoStatement { name: name() }, Error, "26000", Client, false),
             (E::StatementExists { name: name() }, Error, "42P05", Client, false),

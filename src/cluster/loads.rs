@@ -1,8 +1,8 @@
-//! How busy and how quick each node is, and whether it serves: counted by whoever uses it, read without a lock.
+//! How quick each node is, and whether it serves: told by whoever uses it, read without a lock.
 //!
 //! It decides nothing; `engine::balance` does.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,7 +23,6 @@ const WAIT_SHARE: f64 = 0.1;
 /// One node.
 #[derive(Debug)]
 pub struct Load {
-    in_flight: AtomicUsize,
     /// Milliseconds, as the bits of a float; 0 bits where nothing is known.
     latency: AtomicU64,
     wait: AtomicU64,
@@ -39,7 +38,6 @@ impl Default for Load {
         let gone = CancellationToken::new();
         gone.cancel();
         Self {
-            in_flight: AtomicUsize::new(0),
             latency: AtomicU64::new(0),
             wait: AtomicU64::new(0),
             serves: AtomicBool::new(false),
@@ -50,17 +48,6 @@ impl Default for Load {
 }
 
 impl Load {
-    /// One more is at work there, until what is returned is dropped.
-    pub fn enter(self: &Arc<Self>) -> AtWork {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
-        AtWork(Arc::clone(self))
-    }
-
-    /// How many are at work there.
-    pub fn in_flight(&self) -> usize {
-        self.in_flight.load(Ordering::Relaxed)
-    }
-
     /// A read was answered.
     pub fn answered(&self, took: Duration) {
         learn(&self.latency, took, READ_SHARE);
@@ -81,11 +68,11 @@ impl Load {
         known(&self.latency)
     }
 
-    /// As one of those that could answer; `waits`: its answer may have to be held.
-    pub fn candidate(&self, waits: bool) -> Candidate {
+    /// As one of those that could answer, where so many are at work; `waits`: its answer may have to be held.
+    pub fn candidate(&self, in_flight: usize, waits: bool) -> Candidate {
         let wait_ms = if waits { known(&self.wait) } else { None };
         Candidate {
-            in_flight: self.in_flight(),
+            in_flight,
             latency_ms: self.latency_ms().unwrap_or(LATENCY_AT_FIRST),
             wait_ms: wait_ms.unwrap_or_default(),
         }
@@ -123,23 +110,6 @@ impl Load {
     /// Until somebody suspects it. Cancel-safe.
     pub async fn suspected(&self) {
         self.suspected.notified().await;
-    }
-}
-
-/// Work on a node.
-#[derive(Debug)]
-pub struct AtWork(Arc<Load>);
-
-impl AtWork {
-    /// Where.
-    pub fn load(&self) -> &Load {
-        &self.0
-    }
-}
-
-impl Drop for AtWork {
-    fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -182,13 +152,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_works_is_counted_and_who_is_gone_is_told() {
+    fn who_is_gone_is_told_and_who_answers_is_timed() {
         let loads = Loads::new(1);
         let load = loads.get(NodeId(0)).expect("one");
-        let work = load.enter();
-        assert_eq!(load.in_flight(), 1);
-        drop(work);
-        assert_eq!(load.in_flight(), 0);
         assert!(load.gone().is_cancelled() && !load.serves());
         load.set_serves(true);
         let gone = load.gone();
@@ -198,6 +164,6 @@ mod tests {
         assert!(gone.is_cancelled());
         assert_eq!(load.latency_ms(), None);
         load.probed(Duration::from_millis(4));
-        assert!(load.candidate(false).latency_ms > 3.9);
+        assert!(load.candidate(0, false).latency_ms > 3.9);
     }
 }

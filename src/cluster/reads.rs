@@ -53,7 +53,7 @@ impl Meters {
 
 /// One for the cluster.
 pub struct Reads {
-    /// How busy and quick nodes are.
+    /// How quick nodes are, and which of them serve.
     pub loads: Loads,
     /// Commits that wait for nobody.
     pub relaxed: Arc<Relaxed>,
@@ -62,6 +62,7 @@ pub struct Reads {
     pub(super) asker: Arc<Asker>,
     nodes: usize,
     written: Arc<AtomicU64>,
+    met: Arc<AtomicU64>,
     sights: ArcSwap<BTreeMap<String, Arc<Sight>>>,
 }
 
@@ -75,6 +76,8 @@ impl Reads {
             asker: Arc::default(),
             nodes: config.nodes.len(),
             written: Arc::default(),
+            // Not known yet, and so is what followers lack.
+            met: Arc::new(AtomicU64::new(u64::MAX)),
             sights: ArcSwap::default(),
         }
     }
@@ -86,8 +89,8 @@ impl Reads {
 
     /// A database has a stream from now on.
     pub(super) fn open(&self, database: &str) -> Arc<Sight> {
-        let asker = Arc::clone(&self.asker);
-        let sight = Sight::new(self.nodes, Arc::clone(&self.written), asker);
+        let (written, met) = (Arc::clone(&self.written), Arc::clone(&self.met));
+        let sight = Sight::new(self.nodes, written, met, Arc::clone(&self.asker));
         self.replace(database, Some(&sight));
         sight
     }
@@ -121,6 +124,16 @@ impl Reads {
 impl Steward {
     /// Tells sessions what the writer shows, and which commits that waited for nobody every follower has.
     pub(super) async fn serve_reads(&self) {
+        let met = async {
+            loop {
+                if let Some(lsn) = self.writers_end().await {
+                    self.reads.set_written(lsn);
+                    self.reads.met.store(lsn.0, Ordering::Release);
+                    std::future::pending::<()>().await;
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+        };
         let shown = self.reads.asker.run(&self.control, self.writer);
         let relaxed = async {
             loop {
@@ -137,6 +150,7 @@ impl Steward {
         };
         tokio::select! {
             () = self.cancel.cancelled() => {}
+            () = met => {}
             () = shown => {}
             () = relaxed => {}
         }

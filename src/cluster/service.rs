@@ -69,7 +69,9 @@ pub trait Service: Send + Sync {
     fn catalog(&self, database: &str) -> Arc<Catalog>;
 
     /// What is to be known to read from any node; none where there is but one.
-    fn reads(&self) -> Option<&Arc<Reads>>;
+    fn reads(&self) -> Option<&Arc<Reads>> {
+        None
+    }
 
     /// Whether the database is replicated; a template is not.
     fn replicates(&self, database: &str) -> bool;
@@ -113,10 +115,6 @@ impl Service for Alone {
 
     fn catalog(&self, _: &str) -> Arc<Catalog> {
         Arc::new(Catalog::unknown())
-    }
-
-    fn reads(&self) -> Option<&Arc<Reads>> {
-        None
     }
 
     fn replicates(&self, _: &str) -> bool {

@@ -49,14 +49,21 @@ pub struct Sight {
     shown: AtomicU64,
     /// Up to where a majority has everything, so that its commits may have been answered.
     written: Arc<AtomicU64>,
+    /// The end of the writer's log when this proxy met it: what was acknowledged before ends there.
+    met: Arc<AtomicU64>,
     /// Of another writer's time, or of a database that is gone.
     closed: AtomicBool,
     asker: Arc<Asker>,
 }
 
 impl Sight {
-    /// For so many nodes; a majority has everything up to `written`.
-    pub fn new(nodes: usize, written: Arc<AtomicU64>, asker: Arc<Asker>) -> Arc<Self> {
+    /// For so many nodes; a majority has everything up to `written`, and the writer's log ended at `met`.
+    pub fn new(
+        nodes: usize,
+        written: Arc<AtomicU64>,
+        met: Arc<AtomicU64>,
+        asker: Arc<Asker>,
+    ) -> Arc<Self> {
         let sight = Arc::new(Self {
             followers: (0..nodes).map(|_| Follower::default()).collect(),
             units: Mutex::default(),
@@ -64,6 +71,7 @@ impl Sight {
             decoded: AtomicU64::new(0),
             shown: AtomicU64::new(0),
             written,
+            met,
             closed: AtomicBool::new(false),
             asker,
         });
@@ -141,8 +149,12 @@ impl Sight {
             return false;
         };
         let applied = follower.applied.load(Ordering::Acquire);
-        // What the follower has must be known here, or nobody knows when the writer shows it.
-        if follower.horizon.load(Ordering::Acquire) > self.decoded.load(Ordering::Acquire) {
+        let decoded = self.decoded.load(Ordering::Acquire);
+        // What was acknowledged before this proxy came, and what the follower has, must be known here, or nobody
+        // knows what it lacks and when the writer shows the rest.
+        if decoded < self.met.load(Ordering::Acquire)
+            || decoded < follower.horizon.load(Ordering::Acquire)
+        {
             return false;
         }
         applied >= self.newest.load(Ordering::Acquire)
@@ -154,6 +166,11 @@ impl Sight {
     pub fn horizon(&self, node: NodeId) -> Lsn {
         let follower = self.followers.get(node.0);
         Lsn(follower.map_or(u64::MAX, |one| one.horizon.load(Ordering::Acquire)))
+    }
+
+    /// Whether the follower may show something that the writer does not show yet.
+    pub fn may_hide(&self, node: NodeId) -> bool {
+        self.shown.load(Ordering::Acquire) < self.horizon(node).0
     }
 
     /// Whether the writer may not show yet something of these tables up to `horizon`.
@@ -284,7 +301,7 @@ mod tests {
     use super::*;
 
     fn sight() -> Arc<Sight> {
-        Sight::new(3, Arc::default(), Arc::default())
+        Sight::new(3, Arc::default(), Arc::default(), Arc::default())
     }
 
     fn unit(sight: &Sight, end: u64, xid: u32) {

@@ -294,7 +294,7 @@ mod tests {
             list
         };
         let sections = names("zzz = 1");
-        assert_eq!(sections.len(), 9, "{sections:?}");
+        assert_eq!(sections.len(), 10, "{sections:?}");
         [
             "listen",
             "tls",
@@ -303,6 +303,7 @@ mod tests {
             "node",
             "pool",
             "replication",
+            "reads",
             "limits",
             "health",
         ]

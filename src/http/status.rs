@@ -200,6 +200,7 @@ pub(super) mod tests {
             node: NodeId(0),
             user: "ann".to_owned(),
             database: "app".to_owned(),
+            read_only: false,
         };
         Around {
             uptime: Duration::from_secs(90),

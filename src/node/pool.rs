@@ -36,6 +36,8 @@ pub struct Pool {
     queue_max: usize,
     queue_timeout: Duration,
     waiting: AtomicUsize,
+    /// Leases of this node, of all its pools.
+    in_flight: Arc<AtomicUsize>,
     pressure: Notify,
     defaults: Mutex<Option<String>>,
 }
@@ -83,6 +85,7 @@ impl Pool {
     }
 
     fn lease(self: &Arc<Self>, object: Object<Opener>) -> Lease {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
         Lease {
             object: Some(object),
             pool: Arc::clone(self),
@@ -146,6 +149,12 @@ impl Pool {
         if changed {
             self.renew();
         }
+    }
+
+    /// Whether the role's and database's own settings name this one.
+    pub fn defaults_name(&self, setting: &str) -> bool {
+        let known = lock(&self.defaults);
+        known.as_deref().is_some_and(|known| known.contains(setting))
     }
 
     fn close_idle(&self, longer_than: Duration) {
@@ -233,6 +242,7 @@ impl DerefMut for Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        self.pool.in_flight.fetch_sub(1, Ordering::Relaxed);
         if let Some(object) = self.object.take() {
             drop(Object::take(object));
         }
@@ -248,6 +258,8 @@ pub struct PoolName {
     pub user: String,
     /// The database.
     pub database: String,
+    /// Nothing can be written on its connections.
+    pub read_only: bool,
 }
 
 /// One pool's numbers, for operators.
@@ -267,7 +279,10 @@ pub struct PoolStatus {
 pub struct Pools {
     nodes: Vec<(String, Address)>,
     limits: crate::config::Pool,
+    /// Leases, by node.
+    in_flight: Vec<Arc<AtomicUsize>>,
     trust: bool,
+    consistency: &'static str,
     keys: Arc<KeyRing>,
     open: Mutex<BTreeMap<PoolName, Arc<Pool>>>,
 }
@@ -285,6 +300,8 @@ impl Pools {
         Self {
             nodes: config.nodes.iter().map(node).collect(),
             limits: config.pool.clone(),
+            in_flight: config.nodes.iter().map(|_| Arc::default()).collect(),
+            consistency: config.reads.consistency.name(),
             trust: config.auth.mode == AuthMode::Trust,
             keys: Arc::default(),
             open: Mutex::default(),
@@ -298,10 +315,31 @@ impl Pools {
 
     /// The pool of a node, user and database, made when first asked for. Sessions ask once and keep it.
     pub fn pool(&self, node: NodeId, user: &str, database: &str) -> Result<Arc<Pool>, PoolError> {
+        self.find(node, user, database, false)
+    }
+
+    /// The same for connections on which nothing can be written.
+    pub fn read_pool(
+        &self,
+        node: NodeId,
+        user: &str,
+        database: &str,
+    ) -> Result<Arc<Pool>, PoolError> {
+        self.find(node, user, database, true)
+    }
+
+    fn find(
+        &self,
+        node: NodeId,
+        user: &str,
+        database: &str,
+        read_only: bool,
+    ) -> Result<Arc<Pool>, PoolError> {
         let name = PoolName {
             node,
             user: user.to_owned(),
             database: database.to_owned(),
+            read_only,
         };
         let mut pools = lock(&self.open);
         if let Some(pool) = pools.get(&name) {
@@ -310,6 +348,12 @@ impl Pools {
         let pool = Arc::new(self.make(&name)?);
         pools.insert(name, Arc::clone(&pool));
         Ok(pool)
+    }
+
+    /// How many sessions work on a node.
+    pub fn in_flight(&self, node: NodeId) -> usize {
+        let leases = self.in_flight.get(node.0);
+        leases.map_or(0, |leases| leases.load(Ordering::Relaxed))
     }
 
     /// [`Pools::pool`] and [`Pool::acquire`] in one.
@@ -334,6 +378,7 @@ impl Pools {
             node,
             user: user.to_owned(),
             database: database.to_owned(),
+            read_only: false,
         };
         self.opener(&name)?.open().await.map(drop)
     }
@@ -345,6 +390,8 @@ impl Pools {
             address: address.clone(),
             user: name.user.clone(),
             database: name.database.clone(),
+            read_only: name.read_only,
+            consistency: self.consistency,
             trust: self.trust,
             keys: Arc::clone(&self.keys),
             generation: AtomicU64::new(0),
@@ -365,6 +412,7 @@ impl Pools {
             queue_max: self.limits.queue_max,
             queue_timeout: self.limits.queue_timeout(),
             waiting: AtomicUsize::new(0),
+            in_flight: self.in_flight.get(name.node.0).cloned().unwrap_or_default(),
             pressure: Notify::new(),
             defaults: Mutex::default(),
         })

@@ -24,6 +24,9 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// By this the event triggers know a connection on which clients' commands come (`replica.sql`).
 const RELAYED: &str = "synapsedb.relayed";
 
+/// The setting by which a session says what its reads may miss.
+pub const CONSISTENCY: &str = "synapsedb.read_consistency";
+
 /// A connection as the pools keep it.
 #[derive(Debug)]
 pub struct Pooled {
@@ -31,6 +34,8 @@ pub struct Pooled {
     pub backend: Backend,
     /// What earlier sessions left on it, known exactly.
     pub carried: Carried,
+    /// On a read-only one: the role's or the server's own transactions are at READ COMMITTED.
+    pub plain: bool,
     pub(super) generation: u64,
 }
 
@@ -174,6 +179,10 @@ pub(super) struct Opener {
     pub(super) address: Address,
     pub(super) user: String,
     pub(super) database: String,
+    /// Nothing is to be written on them.
+    pub(super) read_only: bool,
+    /// What `synapsedb.read_consistency` is before anybody sets it.
+    pub(super) consistency: &'static str,
     pub(super) trust: bool,
     pub(super) keys: Arc<KeyRing>,
     pub(super) generation: AtomicU64,
@@ -181,11 +190,17 @@ pub(super) struct Opener {
 
 impl Opener {
     fn login(&self, secret: Secret) -> Login {
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let mut parameters = vec![pair(RELAYED, "on"), pair(CONSISTENCY, self.consistency)];
+        if self.read_only {
+            // Ahead of what ALTER ROLE and ALTER DATABASE say; RESET leads back here.
+            parameters.push(pair("default_transaction_read_only", "on"));
+        }
         Login {
             user: self.user.clone(),
             database: self.database.clone(),
             secret,
-            parameters: vec![(RELAYED.to_owned(), "on".to_owned())],
+            parameters,
         }
     }
 
@@ -218,6 +233,14 @@ impl Opener {
         Backend::connect(&self.address, &self.login(secret), CONNECT_LIMIT).await
     }
 
+    /// Whether the role's transactions are at READ COMMITTED where it does not say otherwise.
+    async fn is_plain(&self, backend: &mut Backend) -> Result<bool, PoolError> {
+        let sql = "select pg_catalog.current_setting('default_transaction_isolation')";
+        let rows = backend.query(sql).await.map_err(|e| self.fault(e))?;
+        let level = rows.first().and_then(|row| row.first()?.as_deref());
+        Ok(level == Some("read committed"))
+    }
+
     fn fault(&self, error: BackendError) -> PoolError {
         PoolError::Node {
             node: self.node_name.clone(),
@@ -247,10 +270,12 @@ impl Manager for Opener {
     async fn create(&self) -> Result<Pooled, PoolError> {
         let generation = self.generation.load(Ordering::Acquire);
         // Boxed like all that is rare on this way: what waits for a free connection is moved about with each query.
-        let backend = Box::pin(self.open()).await?;
+        let mut backend = Box::pin(self.open()).await?;
+        let plain = self.read_only && self.is_plain(&mut backend).await?;
         Ok(Pooled {
             backend,
             carried: Carried::default(),
+            plain,
             generation,
         })
     }

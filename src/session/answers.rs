@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::{Buf, BytesMut};
 
 use crate::error::ClientError;
+use crate::session::connection::NOT_TOLD;
 use crate::session::counts::Tally;
 use crate::session::global_ddl::After;
 use crate::session::pipeline::{Entry, Expect, Fault, Listener, OutOfStep, Own, Risk, Verdict};
@@ -55,10 +56,15 @@ impl Session {
         };
         if lease.backend.input.is_empty() {
             self.pipeline.settle(&mut self.to_client);
+            self.after_answers();
             return Ok(());
         }
         let mut input = std::mem::take(&mut lease.backend.input);
+        if let Some(since) = self.timing.take() {
+            self.timed(since);
+        }
         let result = self.scan(&mut input);
+        self.after_answers();
         if input.is_empty() {
             super::pump::shrink(&mut input);
         }
@@ -121,7 +127,11 @@ impl Session {
 
     /// Which frames are looked at in the answer that comes now.
     fn look(&self) -> &'static TagSet {
-        let attentive = self.attentive();
+        let attentive = match &self.reading {
+            Some(reading) if reading.looks_at_all() => return &ALL,
+            Some(reading) => reading.is_several(),
+            None => self.attentive(),
+        };
         match self.pipeline.head() {
             Some(head) if head.own.is_none() => match head.expect {
                 Expect::Query if attentive => &IN_WATCHED_QUERY,
@@ -156,7 +166,9 @@ impl Session {
         let attentive = self.attentive();
         let listens = Listener::wants(header.tag)
             && self.pipeline.head().is_some_and(|h| h.listener.is_some());
+        let reading = self.reading.is_some();
         let read = matches!(header.tag, b'E' | b'N' | b'S' | b'Z')
+            || reading && matches!(header.tag, b'T' | b't')
             || own
             || listens
             || header.tag == b'C' && attentive;
@@ -165,6 +177,16 @@ impl Session {
         if read && readable && here < header.len {
             input.reserve(header.len - here);
             return Ok(Fate::Hold);
+        }
+        if reading && (!own || header.tag == b'E') {
+            let whole = &mut input[*passed..*passed + header.len.min(here)];
+            if !self.may_pass(header.tag, whole) {
+                return Ok(Fate::Hold);
+            }
+            if header.tag == b'T' {
+                // Of tables too each node has OIDs of its own.
+                rows::forget_tables(whole);
+            }
         }
         let frame = &input[*passed..*passed + header.len.min(here)];
         let frame = if read && readable { frame } else { &[] };
@@ -181,7 +203,14 @@ impl Session {
         if listens && let Some(listener) = self.pipeline.head().and_then(|h| h.listener.as_ref()) {
             listener.hear(frame);
         }
-        match self.pipeline.answer(header.tag).map_err(stray)? {
+        let awaited = self.pipeline.len();
+        let verdict = self.pipeline.answer(header.tag).map_err(stray)?;
+        if let Some(reading) = &mut self.reading
+            && (self.pipeline.len() != awaited || reading.is_several() && header.tag == b'C')
+        {
+            reading.shut();
+        }
+        match verdict {
             Verdict::Pass => {
                 if header.tag == b'C' && self.watch_drops {
                     note_drop(frame, &mut self.prepared, self.lease.as_deref_mut());
@@ -259,6 +288,7 @@ impl Session {
                     return Fate::Pass;
                 };
                 lease.backend.note_parameter(frame);
+                let reading = self.reading.is_some();
                 let Ok((name, value)) = backend::read_parameter_status(frame) else {
                     return Fate::Pass;
                 };
@@ -266,11 +296,8 @@ impl Session {
                     String::from_utf8_lossy(name),
                     String::from_utf8_lossy(value),
                 );
-                if self
-                    .told
-                    .get(name.as_ref())
-                    .is_some_and(|told| *told == value)
-                {
+                let told = self.told.get(name.as_ref());
+                if told.is_some_and(|told| *told == value) || reading && name == NOT_TOLD {
                     return Fate::Gone;
                 }
                 Arc::make_mut(&mut self.told).insert(name.into_owned(), value.into_owned());

@@ -4,10 +4,14 @@
 //! (too long, not UTF-8, cannot be cut) fails closed: it may write, change settings and pin.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 
+use crate::config::Consistency;
 use crate::error::Refusal;
+use crate::ids::Tables;
+use crate::node::pooled::CONSISTENCY;
 use crate::session::inside;
 use crate::session::likeness;
 use crate::session::pipeline::Risk;
@@ -15,7 +19,7 @@ use crate::sql::catalog::Catalog;
 use crate::sql::lexer::lex;
 use crate::sql::split::split;
 use crate::sql::statement::{
-    Discard, Effects, Facts, Kind, Reason, StatementFacts, TEXT_BYTES_MAX,
+    Discard, Effects, Facts, Kind, Reason, StatementFacts, TEXT_BYTES_MAX, Value,
 };
 
 /// Bytes of texts whose briefs are kept.
@@ -127,8 +131,16 @@ pub struct Brief {
     pub deallocates_all: bool,
     /// Is the one statement `DEALLOCATE name`.
     pub deallocates: Option<String>,
+    /// What it sets `synapsedb.read_consistency` to, where that takes no such value.
+    pub bad_consistency: Option<String>,
     /// Refused.
     pub refusal: Option<Refusal>,
+    /// The tables that it reads, where any node may answer it.
+    pub reads: Option<Tables>,
+    /// It has several statements.
+    pub several: bool,
+    /// It goes to the writer whatever is proven: it was found to write, or to give values that differ by node.
+    pub(super) barred: AtomicBool,
     /// Its statements, where the relay has more to do about them than to send them on.
     pub special: Option<Arc<Facts>>,
 }
@@ -161,6 +173,11 @@ impl Brief {
         {
             brief.deallocates = Some(name.clone());
         }
+        if !contains(text, b"read_only") {
+            // What a setting says of read-only transactions differs where nothing can be written.
+            brief.reads = facts.reads(catalog);
+        }
+        brief.several = facts.statements.len() > 1;
         let special = |one: &StatementFacts| matches!(one.kind, Kind::GlobalDdl | Kind::Upkeep(_));
         if facts.mentions_metadata() || facts.statements.iter().any(special) {
             brief.special = Some(Arc::new(facts));
@@ -182,6 +199,17 @@ impl Brief {
         }
     }
 
+    /// The tables it reads, where any node may answer it.
+    pub fn reads(&self) -> Option<&Tables> {
+        let barred = self.barred.load(Ordering::Relaxed);
+        self.reads.as_ref().filter(|_| !barred)
+    }
+
+    /// It goes to the writer from now on.
+    pub fn bar(&self) {
+        self.barred.store(true, Ordering::Relaxed);
+    }
+
     fn add(&mut self, statement: &StatementFacts, catalog: &Catalog) {
         let effects = statement.effects(catalog);
         let calls = |name: &str| statement.names.calls.iter().any(|call| call == name);
@@ -190,6 +218,12 @@ impl Brief {
         self.taints |= effects.touches_unknown_code;
         self.nextval |= calls("nextval");
         self.currval |= calls("currval") || calls("lastval");
+        if let Kind::Set { name, value, .. } = &statement.kind
+            && name == CONSISTENCY
+        {
+            let given = bad_consistency(value);
+            self.bad_consistency = self.bad_consistency.take().or(given);
+        }
         self.placeholders
             .extend(statement.names.placeholders.iter().cloned());
         self.writes |= writes(&statement.kind);
@@ -208,6 +242,16 @@ impl Brief {
         self.mutes |= statement.kind == Kind::Unknown;
         self.refusal = self.refusal.or_else(|| refusal(statement));
     }
+}
+
+/// A value that the setting does not take; what can't be read is left to the node.
+fn bad_consistency(value: &Value) -> Option<String> {
+    let Value::Written(written) = value else {
+        return None;
+    };
+    let quoted = written.strip_prefix('\'').and_then(|rest| rest.strip_suffix('\''));
+    let given = quoted.unwrap_or(written);
+    Consistency::named(given).is_none().then(|| given.to_owned())
 }
 
 /// The facts of a text of any length.
@@ -389,7 +433,11 @@ struct TextWeight;
 impl quick_cache::Weighter<Bytes, Arc<Brief>> for TextWeight {
     fn weight(&self, text: &Bytes, brief: &Arc<Brief>) -> u64 {
         let special = if brief.special.is_some() { 2000 } else { 0 };
-        (text.len() + 300 + special) as u64
+        let tables = match &brief.reads {
+            Some(Tables::Some(tables)) => 8 * tables.len(),
+            _ => 0,
+        };
+        (text.len() + 300 + special + tables) as u64
     }
 }
 
@@ -555,6 +603,14 @@ mod tests {
         assert!(brief("select lastval()").currval);
         assert!(brief("SET Client_Min_Messages = error").mutes);
         assert!(brief("begin read write").read_write);
+        for (text, bad) in [
+            ("set synapsedb.read_consistency = 'foo'", Some("foo")),
+            ("SET synapsedb.read_consistency TO Session", None),
+            ("set session synapsedb.read_consistency = 'eventual'", None),
+            ("set synapsedb.read_consistency to default", None),
+        ] {
+            assert_eq!(brief(text).bad_consistency.as_deref(), bad, "{text}");
+        }
         assert_eq!(
             brief("prepare transaction 'x'").refusal,
             Some(Refusal::TwoPhase)

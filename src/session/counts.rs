@@ -67,6 +67,10 @@ impl Session {
         self.shared.relay.counts.statements.increment(1);
         self.tally.named |= brief.relaxes;
         self.tally.wrote |= brief.risk > Risk::None && !brief.commits;
+        if self.relaxed.is_none() && self.tally.wrote && self.is_relaxed() {
+            // Ahead of the text: it may be seen before it is answered.
+            self.relaxed = self.ways.reads().map(|reads| reads.relaxed.enter());
+        }
         let alone = self.status == Status::Idle && brief.risk > Risk::None;
         if brief.commits || alone {
             self.tally.since = Some((Instant::now(), brief.commits));
@@ -104,13 +108,20 @@ impl Session {
             histogram.record(since.elapsed());
         }
         if self.tally.wrote {
-            let set = self.state.wanted.get("synchronous_commit");
-            let relaxed = set.is_some_and(|value| matches!(value.as_str(), "local" | "off"));
-            if relaxed || self.tally.named {
+            if self.is_relaxed() {
                 counts.relaxed.increment(1);
             }
+            self.ways.wrote();
         }
+        self.relaxed = None;
         self.tally = Tally::default();
+    }
+
+    /// Whether a commit now may wait for nobody.
+    fn is_relaxed(&self) -> bool {
+        let set = self.state.wanted.get("synchronous_commit");
+        let relaxed = set.is_some_and(|value| matches!(value.as_str(), "local" | "off"));
+        relaxed || self.tally.named || self.relaxes
     }
 
     /// What was under way has failed.

@@ -11,13 +11,13 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::config::AuthMode;
+use crate::config::{AuthMode, Consistency};
 use crate::error::ClientError;
 use crate::node::admin::AdminError;
 use crate::node::backend::Parameters;
 use crate::node::keys::RoleKey;
 use crate::node::pool::{Lease, Pool};
-use crate::node::pooled::node_error;
+use crate::node::pooled::{CONSISTENCY, node_error};
 use crate::node::verifiers::RoleFacts;
 use crate::session::cancel::CancelHandle;
 use crate::session::client::Client;
@@ -147,6 +147,12 @@ impl Handshake {
         if self.read_only {
             let name = "default_transaction_read_only".to_owned();
             wish.settings.insert(name, "on".to_owned());
+        }
+        if let Some(value) = wish.settings.get(CONSISTENCY)
+            && Consistency::named(value).is_none()
+        {
+            let value = value.clone();
+            return Err(ClientError::BadConsistency { value }.into());
         }
         let seat = self.shared.seats.take();
         let seat = seat.ok_or(ClientError::TooManyClients)?;

@@ -200,9 +200,19 @@ pub struct Pipeline {
     skipping: bool,
     /// The server reads COPY data.
     copying: bool,
+    /// What has been answered may have to be taken back.
+    keeps: bool,
+    /// What it takes.
+    kept: Vec<Box<Undo>>,
 }
 
 impl Pipeline {
+    /// Whether what is answered from now on may have to be taken back as well.
+    pub fn keep(&mut self, keeps: bool) {
+        self.keeps = keeps;
+        self.kept.clear();
+    }
+
     /// Adds what was just sent (or a local answer).
     pub fn push(&mut self, entry: Entry) {
         if entry.expect == Expect::Sync {
@@ -228,6 +238,15 @@ impl Pipeline {
     /// Whether nothing is awaited.
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()
+    }
+
+    /// Whether a `ReadyForQuery` is among what is awaited.
+    pub fn awaits_ready(&self) -> bool {
+        let ready = |entry: &Entry| {
+            let expect = entry.expect;
+            matches!(expect, Expect::Query | Expect::Function | Expect::Sync)
+        };
+        self.queue.iter().any(ready)
     }
 
     /// How much is awaited.
@@ -283,19 +302,24 @@ impl Pipeline {
         self.skipping = false;
         self.copying = false;
         let entries = std::mem::take(&mut self.queue);
-        entries
-            .into_iter()
-            .rev()
-            .filter_map(|entry| entry.undo)
-            .collect()
+        let kept = std::mem::take(&mut self.kept);
+        let undone = entries.into_iter().filter_map(|entry| entry.undo);
+        // The latest change is taken back first.
+        let mut all: Vec<Box<Undo>> = kept.into_iter().chain(undone).collect();
+        all.reverse();
+        all
     }
 
     /// Gives out the local answers whose turn has come.
     pub fn settle(&mut self, out: &mut BytesMut) {
         while let Some(Expect::Local | Expect::CopyEnd) = self.head().map(|entry| entry.expect) {
-            if let Some(answer) = self.queue.pop_front().and_then(|entry| entry.words) {
+            let Some(entry) = self.queue.pop_front() else {
+                return;
+            };
+            if let Some(answer) = entry.words {
                 out.extend_from_slice(&answer);
             }
+            self.kept.extend(entry.undo.filter(|_| self.keeps));
         }
     }
 
@@ -341,9 +365,11 @@ impl Pipeline {
             }
         };
         if done {
-            let answered = self.queue.pop_front();
-            if let Some(statement) = answered.and_then(|entry| entry.statement) {
-                statement.prove();
+            if let Some(answered) = self.queue.pop_front() {
+                if let Some(statement) = answered.statement {
+                    statement.prove();
+                }
+                self.kept.extend(answered.undo.filter(|_| self.keeps));
             }
             self.copying = false;
         }

@@ -9,15 +9,17 @@ use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
+use tokio_util::sync::CancellationToken;
 
+use crate::cluster::relaxed::RelaxedWrite;
 use crate::cluster::service::{Alone, Service};
 use crate::error::ClientError;
 use crate::ids::fnv1a;
-use crate::node::backend::{BackendError, Parameters};
+use crate::node::backend::Parameters;
 use crate::node::pool::{Lease, Pool};
-use crate::node::pooled::node_error;
 use crate::session::brief::Briefs;
 use crate::session::cancel::CancelHandle;
 use crate::session::client::Client;
@@ -30,18 +32,18 @@ use crate::session::pipeline::{Entry, Expect, Own, Pipeline, Risk};
 use crate::session::prepared::{Prepared, Shelf, Statement};
 use crate::session::probe;
 use crate::session::pump::{self, Moved, Side};
+use crate::session::reading::{Again, Reading};
 use crate::session::shapes::Bound;
 use crate::session::shared::Shared;
 use crate::session::state::{Hold, State};
 use crate::session::tls::ClientIo;
+use crate::session::ways::Ways;
 use crate::wire::frame::Scanner;
 use crate::wire::message::backend::Status;
-use crate::wire::message::{backend, frontend};
+use crate::wire::message::frontend;
 
 /// What may wait to be written to either side before the other is no longer read.
 pub const OUTPUT_BYTES_MAX: usize = 32 * 1024;
-/// How often a connection that turns out dead on first use is replaced by another.
-const ACQUIRE_TRIES: usize = 3;
 
 /// What the relays of all sessions share.
 #[derive(Default)]
@@ -129,6 +131,16 @@ pub struct Session {
     pub(super) prepared: Prepared,
     pub(super) pipeline: Pipeline,
     pub(super) lease: Option<Lease>,
+    /// The read that is under way on a follower.
+    pub(super) reading: Option<Box<Reading>>,
+    /// The session's ways to the nodes that it may read from.
+    pub(super) ways: Ways,
+    /// A commit of its that waits for nobody may be under way.
+    pub(super) relaxed: Option<RelaxedWrite>,
+    /// Its role or database has a `synchronous_commit` of its own.
+    pub(super) relaxes: bool,
+    /// Since when the writer works on a read.
+    pub(super) timing: Option<Instant>,
     /// From the client, not yet looked at.
     pub(super) input: BytesMut,
     pub(super) to_client: BytesMut,
@@ -202,9 +214,13 @@ pub async fn run(client: Client, shared: Arc<Shared>) {
     let read_only = read_only || !replicated;
     let generation = shared.relay.service().catalog_generation();
     let briefs = (generation, shared.relay.briefs(&database));
+    let id = shared.relay.sessions.fetch_add(1, Ordering::Relaxed) + 1;
+    let ways = Ways::new(shared.relay.service().reads(), &database, id);
+    let relaxes = pool.defaults_name("synchronous_commit");
     let mut session = Session {
+        relaxes,
         briefs,
-        id: shared.relay.sessions.fetch_add(1, Ordering::Relaxed) + 1,
+        id,
         state: State::new(settings, read_only),
         scope: fnv1a(format!("{user}\0{database}").as_bytes()),
         shared,
@@ -218,6 +234,10 @@ pub async fn run(client: Client, shared: Arc<Shared>) {
         prepared: Prepared::default(),
         pipeline: Pipeline::default(),
         lease: None,
+        reading: None,
+        ways,
+        relaxed: None,
+        timing: None,
         input,
         to_client: BytesMut::with_capacity(pump::READ_BYTES),
         to_server: BytesMut::with_capacity(pump::READ_BYTES),
@@ -288,6 +308,9 @@ impl Session {
             let resting = self.pipeline.is_empty() && !self.in_batch && self.status == Status::Idle;
             let soft = resting && self.lease.is_some() && self.state.hold() == Hold::Soft;
             let begins = self.deferred.ticks();
+            let gone = self.reading.as_ref().map(|reading| reading.gone());
+            let held = self.reading.as_ref().is_some_and(|reading| reading.is_held());
+            let mut nothing = BytesMut::new();
             let pool = Arc::clone(&self.pool);
             let read_client = !self.leaving
                 && self.to_server.len() < OUTPUT_BYTES_MAX
@@ -298,7 +321,7 @@ impl Session {
                 awaited: waiting || !room,
                 socket: io,
                 input: &mut self.input,
-                output: &mut self.to_client,
+                output: if held { &mut nothing } else { &mut self.to_client },
                 read: read_client,
                 unflushed: &mut unflushed,
             };
@@ -315,6 +338,12 @@ impl Session {
                 moved = pump::pump(&mut client, server.as_mut()) => moved,
                 () = &mut abort => return End::Error(ClientError::ShuttingDown),
                 () = &mut stop, if resting => return End::Error(ClientError::ShuttingDown),
+                () = gone_by(gone.as_ref()), if gone.is_some() => {
+                    if let Err(end) = self.run_again(Again::Lost).await {
+                        return end;
+                    }
+                    continue;
+                }
                 () = pool.pressure(), if soft => {
                     self.give_back().await;
                     continue;
@@ -326,8 +355,14 @@ impl Session {
                     continue;
                 }
             };
-            if let Err(end) = self.judge(&moved) {
-                return end;
+            match self.judge(&moved) {
+                Err(End::Lost(_)) if self.reading.is_some() => {
+                    if let Err(end) = self.run_again(Again::Lost).await {
+                        return end;
+                    }
+                }
+                Err(end) => return end,
+                Ok(()) => {}
             }
         }
     }
@@ -368,8 +403,16 @@ impl Session {
             if self.doubt.is_none() && self.shared.relay.doubts.any() {
                 self.shared.relay.doubts.over().await;
             }
-            self.answers()?;
-            if let Some(after) = self.after.take() {
+            match self.answers() {
+                Err(End::Lost(_)) if self.reading.is_some() => self.run_again(Again::Lost).await?,
+                answered => answered?,
+            }
+            if self.reading.as_ref().is_some_and(|reading| reading.is_stuck()) {
+                Box::pin(self.unstick()).await?;
+                if self.reading.is_none() {
+                    break;
+                }
+            } else if let Some(after) = self.after.take() {
                 Box::pin(self.follow_up(after)).await;
             } else if self.uncertain {
                 Box::pin(self.make_certain()).await?;
@@ -468,112 +511,11 @@ impl Session {
         }
         self.own_rows.clear();
     }
+}
 
-    /// Gives the connection back, once no cancel can reach it any more.
-    async fn give_back(&mut self) {
-        while !self.cancel.detach() {
-            self.cancel.settled().await;
-        }
-        if let Some(lease) = self.lease.take() {
-            lease.release();
-        }
-    }
-
-    /// Takes a connection and puts the session's settings in force on it. An error leaves the session
-    /// without one, and nothing awaited.
-    pub(super) async fn acquire(&mut self) -> Result<(), ClientError> {
-        self.take_connection(true).await.map(drop)
-    }
-
-    /// The same where one is free now. False: there is none.
-    pub(super) async fn acquire_free(&mut self) -> Result<bool, ClientError> {
-        self.take_connection(false).await
-    }
-
-    async fn take_connection(&mut self, in_line: bool) -> Result<bool, ClientError> {
-        let writer = self.shared.writer();
-        if self.pool.node() != writer {
-            self.pool = self.shared.pools.pool(writer, &self.user, &self.database)?;
-        }
-        let mut tries = 0;
-        let mut lease = loop {
-            tries += 1;
-            self.cancel.wait();
-            let found = async {
-                if in_line {
-                    self.pool.acquire().await.map(Some)
-                } else {
-                    self.pool.acquire_free().await
-                }
-            };
-            let found = tokio::select! {
-                // A free connection is there at the first look, and then nothing else is looked at.
-                biased;
-                found = found => found?,
-                () = self.cancel.requested() => return Err(ClientError::Cancelled),
-                () = self.shared.abort.cancelled() => return Err(ClientError::ShuttingDown),
-            };
-            let Some(mut lease) = found else {
-                return Ok(false);
-            };
-            match self.dress(&mut lease).await {
-                Ok(()) => break lease,
-                Err(BackendError::Io(_)) if tries < ACQUIRE_TRIES => {}
-                Err(error) => {
-                    let node = self.shared.node_name(lease.node());
-                    return Err(node_error(node, error));
-                }
-            }
-        };
-        self.cancel.attach(lease.node(), lease.backend.process_id);
-        let foreign = lease.carried.last_session != self.id && lease.carried.drawn;
-        lease.carried.last_session = self.id;
-        self.lease = Some(lease);
-        if foreign {
-            // Ahead of the client's message in the same packet; it does not fail.
-            self.send_own_query("discard sequences", Own::Settings);
-            if let Some(lease) = &mut self.lease {
-                lease.carried.drawn = false;
-            }
-        }
-        self.status = Status::Idle;
-        self.scanner = Scanner::new();
-        self.probe_failed = false;
-        self.tell_parameters();
-        Ok(true)
-    }
-
-    /// Undoes what another session left on the connection and this one must not find.
-    async fn dress(&self, lease: &mut Lease) -> Result<(), BackendError> {
-        let stranger = lease.carried.last_session != self.id;
-        if stranger {
-            lease.cleanse().await?;
-        }
-        lease.adopt(&self.state.wanted).await
-    }
-
-    /// Tells the client which parameters differ from what it was told last.
-    fn tell_parameters(&mut self) {
-        let Some(lease) = &mut self.lease else { return };
-        let theirs = &mut lease.backend.parameters;
-        if Arc::ptr_eq(theirs, &self.told) {
-            return;
-        }
-        if *theirs == self.told {
-            // One map for all who say the same, so that the next look is a short one.
-            *theirs = Arc::clone(&self.told);
-            return;
-        }
-        for (name, value) in theirs.iter() {
-            if self.told.get(name) != Some(value) {
-                // They came from a frame, so they fit one.
-                let _ = backend::parameter_status(
-                    &mut self.to_client,
-                    name.as_bytes(),
-                    value.as_bytes(),
-                );
-                Arc::make_mut(&mut self.told).insert(name.clone(), value.clone());
-            }
-        }
+async fn gone_by(gone: Option<&CancellationToken>) {
+    match gone {
+        Some(gone) => gone.cancelled().await,
+        None => std::future::pending().await,
     }
 }

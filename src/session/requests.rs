@@ -16,6 +16,7 @@ use crate::session::global_ddl;
 use crate::session::naming::LONG;
 use crate::session::pipeline::{Entry, Expect, Risk};
 use crate::session::prepared::{PER_SESSION_MAX, Statement, Undo};
+use crate::session::reading::Want;
 use crate::session::relay::{End, OUTPUT_BYTES_MAX, Session};
 use crate::wire::frame::{self, HEADER_BYTES, Header};
 use crate::wire::message::backend::{self, Status};
@@ -109,6 +110,16 @@ impl Session {
     }
 
     pub(super) async fn message(&mut self, header: Header) -> Result<Step, End> {
+        if self.reading.is_some() {
+            return Box::pin(self.reading_message(header)).await;
+        }
+        let step = self.dispatch(header).await?;
+        self.note_kept(header, &step, 0);
+        Ok(step)
+    }
+
+    /// Deals with the message at the front by its type.
+    pub(super) async fn dispatch(&mut self, header: Header) -> Result<Step, End> {
         if self.deferred.stage() != Stage::None
             && let Some(step) = Box::pin(self.deferred_message(header)).await?
         {
@@ -182,8 +193,9 @@ impl Session {
                 && !self.pipeline.is_empty()
     }
 
-    /// Takes a connection for the message at the front, or answers that there is none. False: answered.
-    pub(super) async fn connected(&mut self, header: Header) -> Result<bool, End> {
+    /// Takes a connection to the writer for the message at the front, unless there is one, or answers that there is
+    /// none. False: answered.
+    pub(super) async fn at_writer(&mut self, header: Header) -> Result<bool, End> {
         // Aside, as all that is large and not taken by every message: the frame of each message's future would be
         // copied through all the functions around it.
         if self.lease.is_none()
@@ -259,6 +271,9 @@ impl Session {
             let command = "SET TRANSACTION READ WRITE".into();
             return Some(ClientError::ReadOnlyPort { command });
         }
+        if let Some(value) = brief.bad_consistency.clone() {
+            return Some(ClientError::BadConsistency { value });
+        }
         if !self.replicated && brief.writes {
             return Some(ClientError::Refused(Refusal::Template));
         }
@@ -282,12 +297,12 @@ impl Session {
             return Ok(step);
         }
         if brief.special.is_some()
-            && let Some(step) = Box::pin(self.metadata(header, &brief)).await?
+            && let Some(step) = Box::pin(self.special(header, &brief)).await?
         {
             return Ok(step);
         }
-        if !self.connected(header).await? {
-            return Ok(Step::Next);
+        if let Some(step) = self.connected(header, Want::Text(&brief)).await? {
+            return Ok(step);
         }
         self.prepared.unnamed = None;
         if let Some(lease) = &mut self.lease {
@@ -340,7 +355,7 @@ impl Session {
         let briefs = self.briefs();
         let brief = self.brief(&briefs, text_of(&tail));
         if brief.special.is_some()
-            && let Some(step) = Box::pin(self.metadata(header, &brief)).await?
+            && let Some(step) = Box::pin(self.special(header, &brief)).await?
         {
             return Ok(step);
         }
@@ -367,8 +382,8 @@ impl Session {
             self.pass(header, false);
             return Ok(Step::Next);
         }
-        if !self.connected(header).await? {
-            return Ok(Step::Next);
+        if let Some(step) = self.connected(header, Self::wish(&brief, &tail)).await? {
+            return Ok(step);
         }
         self.in_batch = true;
         if let Some(error) = error {
@@ -385,6 +400,16 @@ impl Session {
             self.parse_unnamed(header, tail, changed, brief);
         }
         Ok(Step::Next)
+    }
+
+    /// What is special is never run on a follower; the metadata are what the writer has of it.
+    async fn special(&mut self, header: Header, brief: &Brief) -> Result<Option<Step>, End> {
+        if self.reading.is_some()
+            && let Some(step) = self.connected(header, Want::Writer).await?
+        {
+            return Ok(Some(step));
+        }
+        self.metadata(header, brief).await
     }
 
     /// What is wrong with giving a statement this name.
@@ -409,8 +434,8 @@ impl Session {
 
     /// A text too long to be seen: it cannot be named, since what is named must be remembered.
     async fn long_parse(&mut self, header: Header, unnamed: bool) -> Result<Step, End> {
-        if !self.connected(header).await? {
-            return Ok(Step::Next);
+        if let Some(step) = self.connected(header, Want::Writer).await? {
+            return Ok(step);
         }
         self.in_batch = true;
         if !unnamed {
@@ -436,8 +461,8 @@ impl Session {
     }
 
     async fn execute(&mut self, header: Header) -> Result<Step, End> {
-        if !self.connected(header).await? {
-            return Ok(Step::Next);
+        if let Some(step) = self.connected(header, Want::Any).await? {
+            return Ok(step);
         }
         self.in_batch = true;
         let mut entry = Entry::client(Expect::Execute);
@@ -502,8 +527,8 @@ impl Session {
         };
         let oid = u32::from_be_bytes([oid[0], oid[1], oid[2], oid[3]]);
         let brief = Brief::unknown();
-        if !self.connected(header).await? {
-            return Ok(Step::Next);
+        if let Some(step) = self.connected(header, Want::Writer).await? {
+            return Ok(step);
         }
         let mut entry = Entry::client(Expect::Function);
         entry.risk = Risk::Commit;

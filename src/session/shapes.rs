@@ -20,6 +20,7 @@ use bytes::{Bytes, BytesMut};
 use crate::node::carried::Noted;
 use crate::session::pipeline::{Entry, Expect, Listener, Own};
 use crate::session::prepared::{Meaning, Statement};
+use crate::session::reading::{Again, Want};
 use crate::session::relay::{End, Session};
 use crate::session::requests::{NAMES_BYTES_MAX, Step, UNPARSABLE, is_unseen, violation};
 use crate::wire::frame::{self, Header};
@@ -53,20 +54,25 @@ impl Session {
         };
         let named = !name.is_empty();
         let meaning = self.meaning(&name);
-        if !self.connected(header).await? {
-            return Ok(Step::Next);
+        let brief = self.brief_of(meaning.as_ref().map(|meaning| &meaning.statement));
+        if let Some(step) = self.connected(header, Want::Text(&brief)).await? {
+            return Ok(step);
         }
         self.in_batch = true;
         let copy = self.copy(meaning.as_deref(), named);
         if let (Some(meaning), Some(copy)) = (&meaning, &copy) {
             match self.fit(meaning, copy, header) {
                 Fit::Good => {}
+                // The writer knows better: OIDs may differ, and nothing else.
+                Fit::Other if self.reading.is_some() => {
+                    brief.bar();
+                    Box::pin(self.run_again(Again::Foreign)).await?;
+                    return Ok(Step::Next);
+                }
                 Fit::Other => return Ok(self.refuse_outdated(&meaning.statement, header)),
                 Fit::Unknown => return Ok(self.ask_shape(&meaning.statement, named, copy)),
             }
         }
-        let statement = meaning.as_ref().map(|meaning| &meaning.statement);
-        let brief = self.brief_of(statement);
         self.bound_risk = self.bound_risk.max(brief.risk);
         self.refresh_for(&brief).await;
         self.note(&brief);
@@ -190,8 +196,13 @@ impl Session {
             return Ok(Step::More);
         }
         let name = names::statement_range(&self.input).map_err(violation)?;
-        if !self.connected(header).await? {
-            return Ok(Step::Next);
+        let brief = name.as_ref().map(|name| {
+            let meaning = self.meaning(name);
+            self.brief_of(meaning.as_ref().map(|meaning| &meaning.statement))
+        });
+        let want = brief.as_ref().map_or(Want::Any, Want::Text);
+        if let Some(step) = self.connected(header, want).await? {
+            return Ok(step);
         }
         self.in_batch = true;
         let mut entry = Entry::client(Expect::Describe);

@@ -7,7 +7,9 @@
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use crate::config::Consistency;
 use crate::node::carried::Settings;
+use crate::node::pooled::CONSISTENCY;
 use crate::session::brief::Brief;
 
 /// Custom settings (`my.name`) a session may use; past that it keeps its connection.
@@ -19,7 +21,8 @@ pub const MIN_MESSAGES: &str = "client_min_messages";
 const KEPT_LEVEL: &str = "warning";
 
 /// Settings that change nothing about what a prepared statement means.
-const HARMLESS: [&str; 18] = [
+const HARMLESS: [&str; 19] = [
+    CONSISTENCY,
     "application_name",
     "client_min_messages",
     "commit_delay",
@@ -99,6 +102,40 @@ pub struct State {
     current_values: bool,
     /// Custom settings named in texts.
     pub placeholders: BTreeSet<String>,
+    /// What reads may miss, where the session says so. What can't be read says strict.
+    consistency: Option<Consistency>,
+    /// Its transactions may be above READ COMMITTED, or the highest level, and may write although it was told that
+    /// they do not.
+    level: Level,
+}
+
+/// At which level a session's transactions are where they do not say so.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Level {
+    /// READ COMMITTED.
+    #[default]
+    Plain,
+    /// REPEATABLE READ.
+    Repeatable,
+    /// SERIALIZABLE; or something that a follower's connections are not to be told.
+    Never,
+}
+
+impl Level {
+    fn of(wanted: &Settings) -> Self {
+        if wanted
+            .get("default_transaction_read_only")
+            .is_some_and(|value| value != "on")
+        {
+            return Self::Never;
+        }
+        let level = wanted.get("default_transaction_isolation");
+        match level.map(|level| level.to_ascii_lowercase()).as_deref() {
+            None | Some("read committed" | "read uncommitted") => Self::Plain,
+            Some("repeatable read") => Self::Repeatable,
+            Some(_) => Self::Never,
+        }
+    }
 }
 
 impl State {
@@ -112,8 +149,31 @@ impl State {
             read_only,
             ..Self::default()
         };
-        state.wanted = state.without_quiet(startup);
+        state.want(startup);
         state
+    }
+
+    /// What is to be in force from now on.
+    fn want(&mut self, settings: Settings) {
+        self.wanted = self.without_quiet(settings);
+        let said = self.wanted.get(CONSISTENCY).filter(|said| !said.is_empty());
+        self.consistency = said.map(|said| Consistency::named(said).unwrap_or_default());
+        self.level = Level::of(&self.wanted);
+    }
+
+    /// What reads may miss, where the session says so.
+    pub fn consistency(&self) -> Option<Consistency> {
+        self.consistency
+    }
+
+    /// Whether a read may go elsewhere than to the writer. In a batch more may follow, which would belong to the same
+    /// snapshot at higher levels.
+    pub fn may_read(&self, alone: bool) -> bool {
+        match self.level {
+            Level::Plain => true,
+            Level::Repeatable => alone,
+            Level::Never => false,
+        }
     }
 
     /// Takes note of a text that is about to be sent.
@@ -201,7 +261,7 @@ impl State {
         if self.read_only {
             settings.insert("default_transaction_read_only".to_owned(), "on".to_owned());
         }
-        self.wanted = self.without_quiet(settings);
+        self.want(settings);
         if untouched && !doubt.muted {
             self.quiet = quiet;
         }

@@ -21,6 +21,10 @@ mod metadata;
 mod operators;
 mod random;
 mod random_ddl;
+#[allow(dead_code)]
+#[path = "../relay/raw.rs"]
+mod raw;
+mod reads;
 mod release;
 mod rights;
 mod servers;

@@ -2,6 +2,7 @@
 
 use super::{Oids, Values, build, open, put_count, put_cstr, put_value};
 use crate::wire::error::WireError;
+use crate::wire::frame::HEADER_BYTES;
 use crate::wire::read::Reader;
 use bytes::{BufMut, BytesMut};
 
@@ -77,6 +78,22 @@ pub fn description(out: &mut BytesMut, columns: &[Column<'_>]) -> Result<(), Wir
         }
         Ok(())
     })
+}
+
+/// Takes out of a `RowDescription`, where it stands, which columns of which tables its columns are.
+pub fn forget_tables(frame: &mut [u8]) {
+    let mut at = HEADER_BYTES + 2;
+    while let Some(rest) = frame.get(at..) {
+        let Some(end) = memchr::memchr(0, rest) else {
+            return;
+        };
+        let table = at + end + 1;
+        let Some(place) = frame.get_mut(table..table + 6) else {
+            return;
+        };
+        place.fill(0);
+        at = table + 18;
+    }
 }
 
 /// Reads a `ParameterDescription`.

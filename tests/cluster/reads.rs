@@ -1,0 +1,424 @@
+//! Reads from every node: what they reach, what they never miss and never show, and what a node's death does to them.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use synapsedb::cli::demo::server::{DATABASE, PASSWORD, USER};
+use tokio_postgres::{Client, SimpleQueryMessage};
+
+use crate::raw::Raw;
+use crate::support::cluster::{TestCluster, connect};
+use crate::support::http;
+use crate::tools::PATIENCE;
+
+/// Rows that everybody fights for.
+const ROWS: usize = 4;
+/// Clients that write, and clients that read.
+const WRITERS: usize = 8;
+const READERS: usize = 16;
+
+/// The first column of a simple query's rows.
+async fn column(client: &Client, sql: &str) -> Vec<String> {
+    let messages = client.simple_query(sql).await;
+    let messages = messages.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    let first = |message| match message {
+        SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or("null").to_owned()),
+        _ => None,
+    };
+    messages.into_iter().filter_map(first).collect()
+}
+
+async fn value(client: &Client, sql: &str) -> String {
+    column(client, sql).await.pop().unwrap_or_default()
+}
+
+fn code(error: &tokio_postgres::Error) -> &str {
+    error.code().map_or("", |code| code.code())
+}
+
+/// Waits until it is so; it must be within this time.
+async fn until(patience: Duration, what: &str, question: impl AsyncFn() -> bool) {
+    let end = Instant::now() + patience;
+    while !question().await {
+        assert!(Instant::now() < end, "in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+}
+
+/// A function that tells which node runs it, harmless as far as anybody knows, and all nodes at work.
+async fn ready(cluster: &TestCluster) -> Client {
+    let client = cluster.client().await;
+    client
+        .batch_execute(
+            "create function port_here() returns int language sql stable as 'select inet_server_port()'",
+        )
+        .await
+        .expect("made");
+    until(PATIENCE, "every follower answers reads", async || {
+        let reader = cluster.reader().await;
+        ports(&reader, "select port_here()", 30).await.len() == cluster.nodes() - 1
+            && !ports(&reader, "select port_here()", 30).await.contains(&cluster.node_port(0))
+    })
+    .await;
+    client
+}
+
+/// The nodes that answer a query, asked so often.
+async fn ports(client: &Client, sql: &str, times: usize) -> BTreeSet<u16> {
+    let mut seen = BTreeSet::new();
+    for _ in 0..times {
+        seen.insert(value(client, sql).await.parse().expect("a port"));
+    }
+    seen
+}
+
+fn followers(cluster: &TestCluster) -> BTreeSet<u16> {
+    (1..cluster.nodes()).map(|node| cluster.node_port(node)).collect()
+}
+
+/// A metric's value, summed over its labels.
+async fn metric(cluster: &TestCluster, name: &str) -> f64 {
+    let (_, text) = http::get(cluster.http_port(), "/metrics").await;
+    let lines = text.lines().filter(|line| line.starts_with(name));
+    lines
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        .sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_reach_every_node_and_the_read_only_port_leaves_the_writer_alone() {
+    let cluster = TestCluster::start().await;
+    let client = ready(&cluster).await;
+    let all: BTreeSet<u16> = (0..3).map(|node| cluster.node_port(node)).collect();
+    assert_eq!(ports(&client, "select port_here()", 200).await, all);
+    // What is not proven, and a transaction that may write, stay with the writer.
+    let writer = BTreeSet::from([cluster.node_port(0)]);
+    assert_eq!(ports(&client, "select inet_server_port()", 20).await, writer);
+    client.batch_execute("begin").await.expect("begun");
+    assert_eq!(ports(&client, "select port_here()", 20).await, writer);
+    client.batch_execute("commit").await.expect("committed");
+    // So does one that tells of the server's own tables.
+    let catalog = "select port_here() from pg_class limit 1";
+    assert_eq!(ports(&client, catalog, 20).await, writer);
+
+    let reader = cluster.reader().await;
+    assert_eq!(ports(&reader, "select port_here()", 200).await, followers(&cluster));
+    let statement = reader.prepare("select port_here()").await.expect("prepared");
+    let mut seen = BTreeSet::new();
+    for _ in 0..100 {
+        let row = reader.query_one(&statement, &[]).await.expect("a row");
+        seen.insert(u16::try_from(row.get::<_, i32>(0)).expect("a port"));
+    }
+    assert_eq!(seen, followers(&cluster));
+    let refused = reader.batch_execute("create table refused (a int)").await;
+    assert_eq!(code(&refused.expect_err("read-only")), "25006");
+    assert!(metric(&cluster, "synapsedb_reads_total").await > 500.0);
+}
+
+/// The hot rows, and how far each is known to be.
+struct Hot {
+    acknowledged: Vec<AtomicI64>,
+    pairs: AtomicUsize,
+    older: AtomicUsize,
+    missing: AtomicUsize,
+    stop: AtomicBool,
+}
+
+async fn write_hot(port: u16, number: usize, hot: Arc<Hot>) {
+    let client = connect(port, USER, PASSWORD, DATABASE).await.expect("in");
+    let sql = "update hot set n = n + 1 where id = $1 returning n";
+    let update = client.prepare(sql).await.expect("prepared");
+    let mut row = number;
+    while !hot.stop.load(Ordering::Relaxed) {
+        row = (row * 7 + 3) % ROWS;
+        let id = i32::try_from(row).expect("small");
+        let told = client.query_one(&update, &[&id]).await.expect("updated");
+        hot.acknowledged[row].fetch_max(told.get(0), Ordering::SeqCst);
+    }
+}
+
+/// Pairs of a follower's answer and the writer's, until there are enough.
+async fn read_hot(ports: (u16, u16), number: usize, consistency: &str, wanted: usize, hot: Arc<Hot>) {
+    let follower = connect(ports.0, USER, PASSWORD, DATABASE).await.expect("in");
+    let writer = connect(ports.1, USER, PASSWORD, DATABASE).await.expect("in");
+    let set = format!("set synapsedb.read_consistency = {consistency}");
+    follower.batch_execute(&set).await.expect("set");
+    let read = "select n from hot where id = $1";
+    let read = follower.prepare(read).await.expect("prepared");
+    // No function of the server's that tells of the server is run elsewhere.
+    let there = "select n, pg_backend_pid() from hot where id = $1";
+    let there = writer.prepare(there).await.expect("prepared");
+    let mut row = number;
+    while hot.pairs.fetch_add(1, Ordering::Relaxed) < wanted {
+        row = (row * 5 + 1) % ROWS;
+        let id = i32::try_from(row).expect("small");
+        let before = hot.acknowledged[row].load(Ordering::SeqCst);
+        let first: i64 = follower.query_one(&read, &[&id]).await.expect("read").get(0);
+        let second: i64 = writer.query_one(&there, &[&id]).await.expect("read").get(0);
+        if first < before {
+            hot.missing.fetch_add(1, Ordering::Relaxed);
+        }
+        if second < first {
+            hot.older.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// How many answers missed an acknowledged write, and how many were newer than the writer's right after them.
+async fn pairs(cluster: &TestCluster, consistency: &'static str, wanted: usize) -> (usize, usize) {
+    let hot = Arc::new(Hot {
+        acknowledged: (0..ROWS).map(|_| AtomicI64::new(0)).collect(),
+        pairs: AtomicUsize::new(0),
+        older: AtomicUsize::new(0),
+        missing: AtomicUsize::new(0),
+        stop: AtomicBool::new(false),
+    });
+    let writing: Vec<_> = (0..WRITERS)
+        .map(|number| tokio::spawn(write_hot(cluster.port(), number, Arc::clone(&hot))))
+        .collect();
+    let ports = (cluster.read_only_port(), cluster.port());
+    let reading: Vec<_> = (0..READERS)
+        .map(|number| tokio::spawn(read_hot(ports, number, consistency, wanted, Arc::clone(&hot))))
+        .collect();
+    for task in reading {
+        task.await.expect("no reader failed");
+    }
+    hot.stop.store(true, Ordering::Relaxed);
+    for task in writing {
+        task.await.expect("no writer failed");
+    }
+    (
+        hot.missing.load(Ordering::Relaxed),
+        hot.older.load(Ordering::Relaxed),
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_follower_says_is_neither_older_nor_newer_than_the_writers_word() {
+    let cluster = TestCluster::start().await;
+    let client = ready(&cluster).await;
+    client
+        .batch_execute(
+            "create table hot (id int primary key, n bigint not null);
+             insert into hot select i, 0 from generate_series(0, 3) i",
+        )
+        .await
+        .expect("made");
+    let all = std::env::var_os("SYNAPSEDB_TEST_ALL").is_some();
+    let began = Instant::now();
+    let wanted = if all { 1_000_000 } else { 20_000 };
+    assert_eq!(pairs(&cluster, "strict", wanted).await, (0, 0));
+    let took = began.elapsed();
+    let read = metric(&cluster, "synapsedb_reads_total").await;
+    let held = metric(&cluster, "synapsedb_read_wait_seconds_count").await;
+    println!("{wanted} pairs in {took:?}; {read} reads, {held} of them held");
+    assert!(held > 0.0, "nothing was ever held");
+    // The same finds the fault where nobody waits.
+    let mut found = (0, 0);
+    for _ in 0..10 {
+        let more = pairs(&cluster, "eventual", 20_000).await;
+        found = (found.0 + more.0, found.1 + more.1);
+        if found.0 > 0 && found.1 > 0 {
+            break;
+        }
+    }
+    println!("without waiting: {} missed a write, {} were too new", found.0, found.1);
+    assert!(found.0 > 0 && found.1 > 0, "{found:?}");
+    cluster.assert_nodes_equal().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_that_writes_is_run_again_on_the_writer_and_goes_there_from_then_on() {
+    let cluster = TestCluster::start().await;
+    let client = ready(&cluster).await;
+    client
+        .batch_execute(
+            "create table lines (a int);
+             create function writes() returns int language sql as 'insert into lines values (1) returning a';
+             create function lies() returns int language plpgsql stable as $$ begin return writes(); end $$",
+        )
+        .await
+        .expect("made");
+    let reader = cluster.reader().await;
+    until(PATIENCE, "the function is taken for a read", async || {
+        // The read-only port has it refused, whoever is asked.
+        let refused = reader.simple_query("select lies()").await;
+        assert_eq!(code(&refused.expect_err("read-only")), "25006");
+        metric(&cluster, "synapsedb_reads_total").await > 0.0
+    })
+    .await;
+    let mut raw = Raw::login(cluster.port(), &[]).await;
+    let mut lines = 0;
+    for round in 0..20 {
+        // Another text each time, so that each may meet a follower.
+        let name = format!("x{round}");
+        assert_eq!(value(&client, &format!("select lies() as {name}")).await, "1");
+        let parsed = format!("select lies() as y{round}");
+        raw.parse("", &parsed).bind("", "", &[]).execute("", 0).sync();
+        assert_eq!(raw.ask().await, "12D(1)CZ");
+        let named = format!("s{round}");
+        raw.parse(&named, &format!("select lies() as z{round}"));
+        raw.bind("", &named, &[]).execute("", 0).sync();
+        assert_eq!(raw.ask().await, "12D(1)CZ");
+        raw.bind("", &named, &[]).execute("", 0).sync();
+        assert_eq!(raw.ask().await, "2D(1)CZ");
+        lines += 4;
+    }
+    let again = metric(&cluster, "synapsedb_reruns_total{why=\"wrote\"}").await;
+    assert!(again > 10.0, "{again}");
+    for _ in 0..20 {
+        assert_eq!(value(&client, "select lies() as x0").await, "1");
+        lines += 1;
+    }
+    let after = metric(&cluster, "synapsedb_reruns_total{why=\"wrote\"}").await;
+    assert!(after <= again + 1.0, "{again} {after}");
+    assert_eq!(value(&client, "select count(*) from lines").await, lines.to_string());
+    cluster.assert_nodes_equal().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_of_the_users_own_types_come_from_the_writer() {
+    let cluster = TestCluster::start().await;
+    let client = ready(&cluster).await;
+    client
+        .batch_execute(
+            "create type mood as enum ('sad', 'ok'); create table moods (id int, m mood);
+             create table plain (id int, name text); insert into plain values (1, 'a'); insert into moods values (1, 'ok')",
+        )
+        .await
+        .expect("made");
+    let writer = BTreeSet::from([cluster.node_port(0)]);
+    let reader = cluster.reader().await;
+    until(PATIENCE, "plain rows come from followers", async || {
+        ports(&reader, "select port_here() from plain", 20).await == followers(&cluster)
+    })
+    .await;
+    assert_eq!(ports(&reader, "select port_here(), m from moods", 20).await, writer);
+    assert_eq!(ports(&reader, "select port_here(), 'ok'::mood", 20).await, writer);
+    // A row's own type shows only in what the node says of its answer.
+    for _ in 0..20 {
+        assert_eq!(value(&client, "select p from plain p").await, "(1,a)");
+    }
+    assert_eq!(value(&reader, "select p from plain p").await, "(1,a)");
+    let statement = client.prepare("select p.id, p from plain p").await;
+    let statement = statement.expect("prepared");
+    let oid = statement.columns()[1].type_().oid().to_string();
+    let known = "select reltype::text from pg_class where relname = 'plain'";
+    assert_eq!(value(&client, known).await, oid);
+    assert!(metric(&cluster, "synapsedb_reruns_total{why=\"type\"}").await > 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consistency_is_set_shown_and_refused_in_the_servers_words() {
+    let cluster = TestCluster::start().await;
+    let client = ready(&cluster).await;
+    assert_eq!(value(&client, "show synapsedb.read_consistency").await, "strict");
+    let refused = client.batch_execute("set synapsedb.read_consistency = 'lax'").await;
+    let refused = refused.expect_err("no such value");
+    let error = refused.as_db_error().expect("an error of the server's");
+    assert_eq!(error.code().code(), "22023");
+    assert_eq!(
+        error.message(),
+        "invalid value for parameter \"synapsedb.read_consistency\": \"lax\""
+    );
+    assert_eq!(error.hint(), Some("Available values: strict, session, eventual."));
+    for level in ["session", "eventual", "strict"] {
+        let set = format!("set synapsedb.read_consistency to {level}");
+        client.batch_execute(&set).await.expect("set");
+        assert_eq!(value(&client, "show synapsedb.read_consistency").await, level);
+        assert_eq!(ports(&client, "select port_here()", 100).await.len(), 3, "{level}");
+    }
+    client
+        .batch_execute("begin; set synapsedb.read_consistency = eventual; rollback")
+        .await
+        .expect("undone");
+    assert_eq!(value(&client, "show synapsedb.read_consistency").await, "strict");
+    let other = Raw::login(cluster.port(), &[("synapsedb.read_consistency", "session")]);
+    let mut other = other.await;
+    other.query("show synapsedb.read_consistency");
+    assert_eq!(other.ask().await, "TD(session)CZ");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_sees_its_own_writes_and_relaxed_commits_are_missed_by_nobody() {
+    let cluster = TestCluster::start().await;
+    let client = ready(&cluster).await;
+    let other = cluster.client().await;
+    client.batch_execute("create table own (n int)").await.expect("made");
+    for (set, sees_all) in [
+        ("set synapsedb.read_consistency = session", false),
+        ("set synapsedb.read_consistency = strict; set synchronous_commit = off", true),
+        ("set synchronous_commit = local", true),
+    ] {
+        client.batch_execute(set).await.expect("set");
+        client.batch_execute("truncate own").await.expect("emptied");
+        for n in 1..=150 {
+            let insert = format!("insert into own values ({n})");
+            client.batch_execute(&insert).await.expect("inserted");
+            let here = value(&client, "select count(*) from own").await;
+            assert_eq!(here, n.to_string(), "{set}");
+            if sees_all {
+                let there = value(&other, "select count(*) from own").await;
+                assert_eq!(there, n.to_string(), "{set}, by another");
+            }
+        }
+    }
+    cluster.assert_nodes_equal().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_death_of_a_follower_is_no_readers_problem() {
+    let mut cluster = TestCluster::start().await;
+    let client = ready(&cluster).await;
+    let slow = "select port_here() from pg_sleep(0.3)";
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut busy = Vec::new();
+    for number in 0..8 {
+        let port = [cluster.port(), cluster.read_only_port()][number % 2];
+        let reader = connect(port, USER, PASSWORD, DATABASE).await.expect("in");
+        let stop = Arc::clone(&stop);
+        busy.push(tokio::spawn(async move {
+            let statement = reader.prepare(slow).await.expect("prepared");
+            let mut answered = 0;
+            while !stop.load(Ordering::Relaxed) {
+                reader.query_one(&statement, &[]).await.expect("no error by the protocol");
+                reader.simple_query(slow).await.expect("no error by Query");
+                answered += 2;
+            }
+            answered
+        }));
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    tokio::task::block_in_place(|| cluster.server(1).kill9());
+    let killed = Instant::now();
+    let state = "select status from cluster_nodes where node_id = 2";
+    until(Duration::from_secs(1), "the dead node is down", async || {
+        value(&client, state).await == "down"
+    })
+    .await;
+    println!("down after {:?}", killed.elapsed());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    // Nobody writes: the frozen one is missed by readers alone.
+    tokio::task::block_in_place(|| cluster.server(1).start().expect("starts"));
+    until(PATIENCE, "it is back", async || value(&client, state).await == "in_sync").await;
+    tokio::task::block_in_place(|| cluster.server(2).pause());
+    let frozen = Instant::now();
+    let state = "select status from cluster_nodes where node_id = 3";
+    until(Duration::from_millis(2500), "the frozen node is down", async || {
+        value(&client, state).await == "down"
+    })
+    .await;
+    println!("down after {:?}", frozen.elapsed());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    tokio::task::block_in_place(|| cluster.server(2).resume());
+    until(PATIENCE, "it is back", async || value(&client, state).await == "in_sync").await;
+    stop.store(true, Ordering::Relaxed);
+    for task in busy {
+        let answered = task.await.expect("no reader failed");
+        assert!(answered > 5, "{answered}");
+    }
+    assert!(metric(&cluster, "synapsedb_reruns_total{why=\"lost\"}").await > 0.0);
+    cluster.assert_nodes_equal().await;
+}
