@@ -14,9 +14,9 @@ use crate::ids::NodeId;
 
 /// Of a node of which nothing is known, milliseconds.
 const LATENCY_AT_FIRST: f64 = 1.0;
-/// How much the newest read and the newest probe count in the average.
+/// How much the newest read counts in the average; and the newest probe, where nothing was read since the last one.
 const READ_SHARE: f64 = 0.05;
-const PROBE_SHARE: f64 = 0.2;
+const PROBE_SHARE: f64 = 0.5;
 /// The same for what a wait for the writer took.
 const WAIT_SHARE: f64 = 0.1;
 
@@ -25,6 +25,8 @@ const WAIT_SHARE: f64 = 0.1;
 pub struct Load {
     /// Milliseconds, as the bits of a float; 0 bits where nothing is known.
     latency: AtomicU64,
+    /// It has answered a read since the last probe.
+    read: AtomicBool,
     wait: AtomicU64,
     serves: AtomicBool,
     /// Cancelled when it stops serving.
@@ -39,6 +41,7 @@ impl Default for Load {
         gone.cancel();
         Self {
             latency: AtomicU64::new(0),
+            read: AtomicBool::new(false),
             wait: AtomicU64::new(0),
             serves: AtomicBool::new(false),
             gone: Mutex::new(gone),
@@ -51,11 +54,16 @@ impl Load {
     /// A read was answered.
     pub fn answered(&self, took: Duration) {
         learn(&self.latency, took, READ_SHARE);
+        if !self.read.load(Ordering::Relaxed) {
+            self.read.store(true, Ordering::Relaxed);
+        }
     }
 
-    /// A probe was answered.
+    /// A probe was answered. It counts for a node that nobody reads from, which would keep a bad name for ever.
     pub fn probed(&self, took: Duration) {
-        learn(&self.latency, took, PROBE_SHARE);
+        if !self.read.swap(false, Ordering::Relaxed) {
+            learn(&self.latency, took, PROBE_SHARE);
+        }
     }
 
     /// An answer of its was held for so long.
@@ -143,7 +151,10 @@ impl Loads {
 
     /// Each of them.
     pub fn iter(&self) -> impl Iterator<Item = (NodeId, &Arc<Load>)> {
-        self.0.iter().enumerate().map(|(at, load)| (NodeId(at), load))
+        self.0
+            .iter()
+            .enumerate()
+            .map(|(at, load)| (NodeId(at), load))
     }
 }
 

@@ -1,8 +1,8 @@
 //! What sessions need to know in order to read from any node, in one place.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use metrics::{Counter, Histogram};

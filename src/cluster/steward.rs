@@ -115,9 +115,7 @@ impl Steward {
             .tasks
             .spawn(async move { this.watch_builds().await });
         let this = Arc::clone(&steward);
-        steward
-            .tasks
-            .spawn(async move { this.serve_reads().await });
+        steward.tasks.spawn(async move { this.serve_reads().await });
         tracing::info!(epoch = %steward.epoch, writer = steward.writer.0, "cluster is up");
         Ok(steward)
     }

@@ -154,7 +154,9 @@ impl Pool {
     /// Whether the role's and database's own settings name this one.
     pub fn defaults_name(&self, setting: &str) -> bool {
         let known = lock(&self.defaults);
-        known.as_deref().is_some_and(|known| known.contains(setting))
+        known
+            .as_deref()
+            .is_some_and(|known| known.contains(setting))
     }
 
     fn close_idle(&self, longer_than: Duration) {

@@ -249,9 +249,13 @@ fn bad_consistency(value: &Value) -> Option<String> {
     let Value::Written(written) = value else {
         return None;
     };
-    let quoted = written.strip_prefix('\'').and_then(|rest| rest.strip_suffix('\''));
+    let quoted = written
+        .strip_prefix('\'')
+        .and_then(|rest| rest.strip_suffix('\''));
     let given = quoted.unwrap_or(written);
-    Consistency::named(given).is_none().then(|| given.to_owned())
+    Consistency::named(given)
+        .is_none()
+        .then(|| given.to_owned())
 }
 
 /// The facts of a text of any length.

@@ -495,7 +495,7 @@ impl Session {
             reading.timed = true;
             reading.load.answered(reading.since.elapsed());
         }
-        if !reading.open {
+        if !reading.open && !matches!(tag, b'1' | b'2' | b'3' | b'n') {
             if !reading.sight.is_trusted(reading.node) {
                 reading.again = Some(Again::Lost);
                 return false;
@@ -646,7 +646,9 @@ impl Session {
     /// The writer's answer is there.
     pub(super) fn timed(&mut self, since: Instant) {
         let writer = self.pool.node();
-        let Some(reads) = self.ways.reads() else { return };
+        let Some(reads) = self.ways.reads() else {
+            return;
+        };
         if let Some(load) = reads.loads.get(writer) {
             load.answered(since.elapsed());
         }

@@ -309,7 +309,10 @@ impl Session {
             let soft = resting && self.lease.is_some() && self.state.hold() == Hold::Soft;
             let begins = self.deferred.ticks();
             let gone = self.reading.as_ref().map(|reading| reading.gone());
-            let held = self.reading.as_ref().is_some_and(|reading| reading.is_held());
+            let held = self
+                .reading
+                .as_ref()
+                .is_some_and(|reading| reading.is_held());
             let mut nothing = BytesMut::new();
             let pool = Arc::clone(&self.pool);
             let read_client = !self.leaving
@@ -321,7 +324,11 @@ impl Session {
                 awaited: waiting || !room,
                 socket: io,
                 input: &mut self.input,
-                output: if held { &mut nothing } else { &mut self.to_client },
+                output: if held {
+                    &mut nothing
+                } else {
+                    &mut self.to_client
+                },
                 read: read_client,
                 unflushed: &mut unflushed,
             };
@@ -407,7 +414,11 @@ impl Session {
                 Err(End::Lost(_)) if self.reading.is_some() => self.run_again(Again::Lost).await?,
                 answered => answered?,
             }
-            if self.reading.as_ref().is_some_and(|reading| reading.is_stuck()) {
+            if self
+                .reading
+                .as_ref()
+                .is_some_and(|reading| reading.is_stuck())
+            {
                 Box::pin(self.unstick()).await?;
                 if self.reading.is_none() {
                     break;

@@ -161,7 +161,10 @@ impl Ways {
             if may && count < NODES_MAX {
                 let waits = node != writer.0
                     && consistency == Consistency::Strict
-                    && self.sight.as_ref().is_some_and(|sight| sight.may_hide(node));
+                    && self
+                        .sight
+                        .as_ref()
+                        .is_some_and(|sight| sight.may_hide(node));
                 found[count] = (node, load.candidate(pools.in_flight(node), waits));
                 count += 1;
             }
