@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::error::ClientError;
 use crate::node::backend::BackendError;
-use crate::node::pool::Lease;
+use crate::node::pool::{Lease, Pool};
 use crate::node::pooled::node_error;
 use crate::session::pipeline::Own;
 use crate::session::relay::Session;
@@ -29,6 +29,30 @@ impl Session {
             lease.release();
         }
         self.end_reading();
+    }
+
+    /// Takes an idle connection to the writer on which nothing has to be undone or set, if there is one.
+    pub(super) fn take_idle(&mut self) -> bool {
+        if self.pool.node() != self.shared.writer() || self.ways.is_ahead() {
+            return false;
+        }
+        let Some(lease) = self.idle_of(&Arc::clone(&self.pool)) else {
+            return false;
+        };
+        self.settle_in(lease);
+        self.ways.at_writer();
+        true
+    }
+
+    /// An idle connection of a pool that carries what this session wants, if there is one.
+    pub(super) fn idle_of(&self, pool: &Arc<Pool>) -> Option<Lease> {
+        let lease = pool.acquire_idle()?;
+        let stranger = lease.carried.last_session != self.id;
+        if lease.suits(&self.state.wanted, stranger) {
+            return Some(lease);
+        }
+        lease.release();
+        None
     }
 
     /// Takes a connection and puts the session's settings in force on it. An error leaves the session

@@ -315,6 +315,9 @@ impl Session {
         let Some((pool, load)) = pool.zip(load) else {
             return Ok(None);
         };
+        if let Some(lease) = self.idle_of(&pool) {
+            return Ok(self.plain(lease));
+        }
         let gone = load.gone();
         self.cancel.wait();
         let found = async {
@@ -337,11 +340,17 @@ impl Session {
             load.suspect();
             return Ok(None);
         };
-        if lease.as_ref().is_some_and(|lease| !lease.plain) {
-            self.ways.close();
-            return Ok(None);
+        Ok(lease.and_then(|lease| self.plain(lease)))
+    }
+
+    /// The connection, unless its transactions are above READ COMMITTED by themselves.
+    fn plain(&mut self, lease: Lease) -> Option<Lease> {
+        if lease.plain {
+            return Some(lease);
         }
-        Ok(lease)
+        lease.release();
+        self.ways.close();
+        None
     }
 
     /// What this session's reads must not miss.
