@@ -185,6 +185,9 @@ pub enum ClientError {
     /// The node that answered a read was lost, or had to be distrusted, when the client had a part of the answer.
     #[error("a read was broken off")]
     ReadBroken,
+    /// A read-only transaction that runs on a follower needs the writer, and can't begin anew there.
+    #[error("a transaction that must run on the writer")]
+    NotHere,
     /// `synapsedb.read_consistency` set to something else than it takes.
     #[error("no such consistency")]
     BadConsistency {
@@ -380,6 +383,10 @@ impl ClientError {
             Self::ReadBroken => Report::error(Node, "40001", "the node that answered was lost before its answer was whole")
                 .hint("Run the statement again.")
                 .retry(),
+            Self::NotHere => Report::error(Proxy, "40001", "the read-only transaction can't go on at the node where it reads")
+                .detail("What comes next must run on the writer.")
+                .hint("Run the transaction again: it will begin there.")
+                .retry(),
             Self::BadConsistency { value } => {
                 let text = format!("invalid value for parameter \"synapsedb.read_consistency\": \"{value}\"");
                 Report::error(Client, "22023", text).hint("Available values: strict, session, eventual.")
@@ -537,6 +544,7 @@ mod tests {
             (E::TransactionLost, Fatal, "40001", Node, true),
             (E::CommitUnknown, Fatal, "08007", Node, false),
             (E::ReadBroken, Error, "40001", Node, true),
+            (E::NotHere, Error, "40001", Proxy, true),
             (E::BadConsistency { value: name() }, Error, "22023", Client, false),
             (E::Cancelled, Error, "57014", Client, false),
             (E::NoStatement { name: name() }, Error, "26000", Client, false),

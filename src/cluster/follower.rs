@@ -22,6 +22,7 @@ use crate::node::apply::error::ApplyError;
 use crate::node::apply::start::ApplierSettings;
 use crate::node::control::{self, Control, ControlError};
 use crate::node::queue::Queue;
+use crate::node::schema::APPLIER_ROLE;
 use crate::node::unit::Unit;
 use crate::wire::scram::verifier::{DEFAULT_ITERATIONS, make_verifier};
 
@@ -30,6 +31,9 @@ const STUCK_RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// So long may a batch take while another transaction is applied ahead, whose locks may be what it waits for.
 const AHEAD_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long the applier waits for a lock before the reads that hold it are run elsewhere.
+const READ_PATIENCE: Duration = Duration::from_secs(1);
 
 /// See [`FollowerTask::gather`]. At 600 small transactions a second on one machine, 10 ms instead of 2 gave all
 /// clients a tenth more; more than that gives little.
@@ -263,10 +267,12 @@ impl FollowerTask {
             ahead.take();
         }
         let mut work = std::pin::pin!(self.apply_whole(applier, batch));
+        let mut held_up = std::pin::pin!(self.look_who_blocks());
         loop {
             tokio::select! {
                 biased;
                 outcome = &mut work => return outcome,
+                () = &mut held_up => {}
                 () = tokio::time::sleep(AHEAD_PATIENCE), if ahead.is_some() => {
                     let (node, unit) = (self.follower.node.0, batch.first().map(|unit| unit.id.to_string()));
                     tracing::info!(node, unit, "a transaction that is applied ahead may hold others up; it begins anew");
@@ -274,6 +280,35 @@ impl FollowerTask {
                 }
             }
         }
+    }
+
+    /// Names the reads that the applier waits for, so that they are run elsewhere: they would hold up every commit
+    /// that waits for this node. Never ends; dropping it is harmless.
+    async fn look_who_blocks(&self) {
+        let node = self.follower.node;
+        loop {
+            tokio::time::sleep(READ_PATIENCE).await;
+            match self.blockers().await {
+                Ok(pids) if pids.is_empty() => {}
+                Ok(pids) => self.replicator.name_blockers(self.stream, node, pids),
+                Err(error) => {
+                    tracing::debug!(node = node.0, %error, "nobody knows what an applier waits for");
+                }
+            }
+        }
+    }
+
+    async fn blockers(&self) -> Result<Vec<u32>, ControlError> {
+        let control = &self.follower.control;
+        let database = &self.follower.settings.login.database;
+        let client = control.connect(self.follower.node, database).await?;
+        let sql = format!(
+            "select distinct b from pg_stat_activity a, unnest(pg_blocking_pids(a.pid)) b
+              where a.usename = '{APPLIER_ROLE}' and a.datname = current_database() and a.wait_event_type = 'Lock'"
+        );
+        let rows = control::rows(&client, &sql).await?;
+        let pid = |row: &Vec<Option<String>>| row.first()?.as_ref()?.parse().ok();
+        Ok(rows.iter().filter_map(pid).collect())
     }
 
     async fn apply_whole(

@@ -104,7 +104,16 @@ impl Load {
         }
     }
 
-    /// Cancelled when it no longer serves.
+    /// Whoever waits for it looks at it anew.
+    pub fn disturb(&self) {
+        let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        gone.cancel();
+        if self.serves() {
+            *gone = CancellationToken::new();
+        }
+    }
+
+    /// Cancelled when it no longer serves, or is to be looked at anew.
     pub fn gone(&self) -> CancellationToken {
         let gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
         gone.clone()

@@ -28,6 +28,8 @@ pub struct Meters {
     pub foreign: Counter,
     /// Likewise, since their node was lost.
     pub lost: Counter,
+    /// Likewise, since the node's applier waited for them.
+    pub blocks: Counter,
     /// Likewise, since the writer did not show in time what they had seen.
     pub late: Counter,
 }
@@ -46,6 +48,7 @@ impl Meters {
             wrote: again("wrote"),
             foreign: again("type"),
             lost: again("lost"),
+            blocks: again("blocks"),
             late: again("late"),
         }
     }

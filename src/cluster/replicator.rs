@@ -384,6 +384,16 @@ impl Replicator {
         before + 1 >= state.confirmer.majority()
     }
 
+    /// A follower's applier waits for these server processes: reads among them are run elsewhere.
+    pub(super) fn name_blockers(&self, id: StreamId, node: NodeId, pids: Vec<u32>) {
+        if let Some(entry) = self.lock().streams.get(&id) {
+            entry.sight.name_blockers(node, pids);
+        }
+        if let Some(load) = self.reads.loads.get(node) {
+            load.disturb();
+        }
+    }
+
     /// An applier has connected (`+1`) or lost its connection (`-1`).
     pub(super) fn connected(&self, node: NodeId, up: bool) {
         let mut state = self.lock();

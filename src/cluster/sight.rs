@@ -33,6 +33,8 @@ struct Follower {
     horizon: Arc<AtomicU64>,
     /// Nothing that it says is given out any more.
     fenced: AtomicBool,
+    /// Server processes that its applier waits for.
+    blockers: Mutex<Vec<u32>>,
 }
 
 /// One database's units, as far as reads must know of them.
@@ -121,6 +123,19 @@ impl Sight {
         }
     }
 
+    /// The follower's applier waits for these server processes.
+    pub fn name_blockers(&self, node: NodeId, pids: Vec<u32>) {
+        if let Some(follower) = self.followers.get(node.0) {
+            *lock(&follower.blockers) = pids;
+        }
+    }
+
+    /// Whether its applier waits for this one.
+    pub fn is_blocked_by(&self, node: NodeId, pid: u32) -> bool {
+        let follower = self.followers.get(node.0);
+        follower.is_some_and(|one| lock(&one.blockers).contains(&pid))
+    }
+
     /// Nobody is to go by this any more.
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
@@ -201,6 +216,10 @@ impl Sight {
         units.shown(|xid| catalogs::shows(snapshot, xid.0) == Some(true));
         self.shown.store(units.all_shown().0, Ordering::Release);
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The tables that a unit changed. DDL may change what any table is.

@@ -75,6 +75,10 @@ pub const FAMILIES: &[Family] = &[
     family("synapsedb_commit_seconds", Histogram(SECONDS), Unit::Seconds, "From a COMMIT sent to a node until its answer: the wait for the majority."),
     family("synapsedb_autocommit_seconds", Histogram(SECONDS), Unit::Seconds, "From a statement outside a transaction that may write until its answer."),
     family("synapsedb_relaxed_writes_total", Counter, Unit::Count, "Transactions that may have written under the user's own synchronous_commit of local or off: their commits waited for nobody."),
+    // Reads.
+    family("synapsedb_reads_total", Counter, Unit::Count, "Reads that any node could have answered, by the node that did."),
+    family("synapsedb_read_wait_seconds", Histogram(SECONDS), Unit::Seconds, "How long a follower's answer was held until the writer showed what was in it; answers that were not held are not counted."),
+    family("synapsedb_reruns_total", Counter, Unit::Count, "Reads begun on a follower and run again, by why: wrote (it writes), type (its values have types with other OIDs there), lost (the node), blocks (the node's applier waited for it), late (the writer did not show the same in time)."),
     // Connections to nodes.
     family("synapsedb_pool_connections", Gauge, Unit::Count, "Connections to a node for clients' work, used and idle."),
     family("synapsedb_pool_waiting", Gauge, Unit::Count, "Sessions that wait for a connection to a node."),

@@ -29,7 +29,7 @@ impl Session {
         // Of a Bind only the names are looked at; it may be larger than what is kept.
         let whole = !matches!(header.tag, b'B' | b'd' | b'F');
         if whole && header.len > TEXT_BYTES_MAX {
-            return Ok(self.refuse(header, &ClientError::TransactionAborted));
+            return Ok(self.refuse_aborted(header));
         }
         if whole && self.input.len() < header.len {
             return Ok(Step::More);
@@ -41,7 +41,7 @@ impl Session {
             b'D' => return self.aborted_describe(header),
             b'E' => return self.aborted_execute(header),
             b'C' => self.aborted_close(header)?,
-            b'F' => return Ok(self.refuse(header, &ClientError::TransactionAborted)),
+            b'F' => return Ok(self.refuse_aborted(header)),
             b'S' => {
                 self.sync_here(header);
                 return Ok(Step::Next);
@@ -51,6 +51,12 @@ impl Session {
         }
         self.pass(header, false);
         Ok(Step::Next)
+    }
+
+    /// Says that the transaction has failed: the first time why, where nobody was there to be told.
+    fn refuse_aborted(&mut self, header: Header) -> Step {
+        let why = self.deferred.why.take();
+        self.refuse(header, &why.unwrap_or(ClientError::TransactionAborted))
     }
 
     /// Answers the message at the front with an error, and ignores all until Sync where it is of a batch.
@@ -71,11 +77,11 @@ impl Session {
         let text = std::str::from_utf8(text_of(&self.input[HEADER_BYTES..header.len]));
         let facts = text.map(|text| facts_of(text, self.standard_strings()));
         let Ok(facts) = facts else {
-            return Ok(self.refuse(header, &ClientError::TransactionAborted));
+            return Ok(self.refuse_aborted(header));
         };
         let chain = match facts.statements.first().map(|one| &one.kind) {
             Some(Kind::Commit { chain } | Kind::Rollback { chain }) => *chain,
-            Some(_) => return Ok(self.refuse(header, &ClientError::TransactionAborted)),
+            Some(_) => return Ok(self.refuse_aborted(header)),
             None => {
                 backend::empty_query(&mut self.to_client);
                 backend::ready(&mut self.to_client, self.status);
@@ -118,7 +124,7 @@ impl Session {
         let briefs = self.briefs();
         let brief = self.brief(&briefs, text_of(&tail));
         if brief.control.ends().is_none() {
-            return Ok(self.refuse(header, &ClientError::TransactionAborted));
+            return Ok(self.refuse_aborted(header));
         }
         if let Some(error) = self.parse_fault(&name) {
             return Ok(self.refuse(header, &error));
@@ -146,7 +152,7 @@ impl Session {
         };
         let portal = names::portal_range(&self.input).map_err(violation)?;
         let Some((portal, chain)) = portal.zip(end) else {
-            return Ok(self.refuse(header, &ClientError::TransactionAborted));
+            return Ok(self.refuse_aborted(header));
         };
         self.count_text(&Brief::default());
         self.deferred.end = Some((Bytes::copy_from_slice(&self.input[portal]), chain));
@@ -177,7 +183,7 @@ impl Session {
             match self.meaning(&name) {
                 None => return Ok(self.refuse_unknown(header, name)),
                 Some(meaning) if meaning.statement.brief.control.ends().is_none() => {
-                    return Ok(self.refuse(header, &ClientError::TransactionAborted));
+                    return Ok(self.refuse_aborted(header));
                 }
                 // It has no parameters, and so it fits.
                 Some(_) => rows::parameters(&mut self.to_client, &[]).map_err(violation)?,

@@ -263,6 +263,7 @@ impl Session {
         let head = self.pipeline.head();
         matches!(tag, b'C' | b'Z')
             && !self.certain
+            && self.reading.is_none()
             && self.muted()
             && head.is_some_and(|head| head.own.is_none() && head.risk > Risk::None)
     }
@@ -276,6 +277,9 @@ impl Session {
         if self.pipeline.is_empty() {
             self.idle = true;
             self.watch_drops = false;
+            if let Some(reading) = &mut self.reading {
+                reading.next();
+            }
         }
         node
     }

@@ -19,7 +19,7 @@ use crate::sql::catalog::Catalog;
 use crate::sql::lexer::lex;
 use crate::sql::split::split;
 use crate::sql::statement::{
-    Discard, Effects, Facts, Kind, Reason, StatementFacts, TEXT_BYTES_MAX, Value,
+    Discard, Effects, Facts, Kind, Modes, Reason, StatementFacts, TEXT_BYTES_MAX, Value,
 };
 
 /// Bytes of texts whose briefs are kept.
@@ -91,6 +91,35 @@ impl Control {
     }
 }
 
+/// What a statement that reads no table means for a read-only transaction that runs on a follower.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Inside {
+    /// It may not run there.
+    #[default]
+    Foreign,
+    /// It may, and leaves nothing.
+    Harmless,
+    /// It may, and what it does is lost where the transaction begins anew elsewhere.
+    Roots,
+}
+
+impl Inside {
+    fn of(kind: &Kind) -> Self {
+        match kind {
+            Kind::Commit { chain: false }
+            | Kind::Rollback { chain: false }
+            | Kind::Release(_)
+            | Kind::Show(_)
+            // Behind a query the server has its own words for it, and ahead of one no follower has the transaction.
+            | Kind::SetTransaction { .. } => Self::Harmless,
+            Kind::Savepoint(_) | Kind::RollbackTo(_) | Kind::Set { .. } | Kind::Reset(_) => {
+                Self::Roots
+            }
+            _ => Self::Foreign,
+        }
+    }
+}
+
 /// What sending a text means for its session and connection.
 #[derive(Debug, Default)]
 #[allow(clippy::struct_excessive_bools)]
@@ -139,6 +168,10 @@ pub struct Brief {
     pub reads: Option<Tables>,
     /// It has several statements.
     pub several: bool,
+    /// What it does to a read-only transaction that runs on a follower.
+    pub inside: Inside,
+    /// Of one BEGIN, the modes that it names.
+    pub begins: Option<Modes>,
     /// It goes to the writer whatever is proven: it was found to write, or to give values that differ by node.
     pub(super) barred: AtomicBool,
     /// Its statements, where the relay has more to do about them than to send them on.
@@ -178,6 +211,12 @@ impl Brief {
             brief.reads = facts.reads(catalog);
         }
         brief.several = facts.statements.len() > 1;
+        if let Some(one) = facts.single() {
+            brief.inside = Inside::of(&one.kind);
+            if let Kind::Begin(modes) = one.kind {
+                brief.begins = Some(modes);
+            }
+        }
         let special = |one: &StatementFacts| matches!(one.kind, Kind::GlobalDdl | Kind::Upkeep(_));
         if facts.mentions_metadata() || facts.statements.iter().any(special) {
             brief.special = Some(Arc::new(facts));

@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::error::Severity;
+use crate::error::{ClientError, Severity};
 use crate::session::brief::{Brief, Control};
 use crate::session::pipeline::{Entry, Expect, Own};
 use crate::session::relay::{End, Session};
@@ -53,6 +53,8 @@ pub struct Deferred {
     stage: Stage,
     /// As the client wrote it, with its zero byte.
     text: Vec<u8>,
+    /// The transaction is read-only, and its first statement says where it runs; whether it is above READ COMMITTED.
+    reads: Option<bool>,
     /// Made for the first one and wound up again for each, which takes no lock while it has not gone off. A session
     /// without a BEGIN has none.
     timer: Option<Pin<Box<Sleep>>>,
@@ -60,6 +62,8 @@ pub struct Deferred {
     armed: bool,
     /// In a failed transaction, a portal of what ends it, and whether the next begins at once.
     pub(super) end: Option<(Bytes, bool)>,
+    /// Why the transaction has failed, where its client has not been told.
+    pub(super) why: Option<ClientError>,
 }
 
 impl Deferred {
@@ -75,7 +79,30 @@ impl Deferred {
 
     /// Whether [`Deferred::due`] has to be awaited.
     pub fn ticks(&self) -> bool {
-        self.stage == Stage::Waiting && self.armed
+        self.stage == Stage::Waiting && self.armed && self.reads.is_none()
+    }
+
+    /// Of a transaction that only reads, whether it is above READ COMMITTED.
+    pub fn reads(&self) -> Option<bool> {
+        self.reads
+    }
+
+    /// It is to be sent once more: where it ran before, nothing came of it.
+    pub fn rewind(&mut self) {
+        self.stage = Stage::Waiting;
+        self.armed = false;
+    }
+
+    /// Whether it can be: it was put off.
+    pub fn is_kept(&self) -> bool {
+        self.reads.is_some() && !self.text.is_empty()
+    }
+
+    /// No node has the transaction any more, and its client is yet to end it.
+    pub fn lose(&mut self, why: Option<ClientError>) {
+        self.stage = Stage::Failed;
+        self.end = None;
+        self.why = why;
     }
 
     /// Until it is to be sent by itself. Cancel-safe.
@@ -121,6 +148,7 @@ impl Session {
                 self.deferred.text.clear();
                 self.deferred.text.extend_from_slice(text);
                 self.deferred.text.push(0);
+                self.deferred.reads = brief.begins.and_then(|modes| self.reads_only(modes));
                 self.deferred.wait(PATIENCE);
                 self.status = Status::Open;
                 self.note(brief);
@@ -276,6 +304,7 @@ impl Session {
     /// A failed transaction ends, and with AND CHAIN the next begins with the same BEGIN.
     pub(super) fn end_failed(&mut self, chain: bool) {
         self.deferred.end = None;
+        self.deferred.why = None;
         if chain {
             self.deferred.wait(PATIENCE);
         } else {

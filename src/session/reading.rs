@@ -19,13 +19,14 @@ use crate::config::Consistency;
 use crate::error::ClientError;
 use crate::ids::{Lsn, NodeId, Tables};
 use crate::node::pool::Lease;
-use crate::session::brief::Brief;
+use crate::session::brief::{Brief, Control, Inside};
 use crate::session::client;
 use crate::session::pipeline::Expect;
 use crate::session::relay::{End, OUTPUT_BYTES_MAX, Session};
 use crate::session::requests::Step;
 use crate::session::state::Hold;
 use crate::session::ways::Chosen;
+use crate::sql::statement::Modes;
 use crate::wire::frame::{Header, Scanner};
 use crate::wire::message::backend::{self, Status};
 use crate::wire::message::frontend;
@@ -83,10 +84,33 @@ pub struct Reading {
     tables: Tables,
     /// What was bound or asked last.
     brief: Arc<Brief>,
+    /// It is a whole read-only transaction.
+    block: Option<Block>,
     /// The writer must show everything up to here first.
     gate: Option<Lsn>,
     /// It has to be run again, and why.
     again: Option<Again>,
+}
+
+/// A read-only transaction that runs on a follower.
+#[derive(Clone, Copy, Debug)]
+struct Block {
+    /// It has one snapshot, which its first answer was held for.
+    one_snapshot: bool,
+    /// It has savepoints or settings of its own.
+    rooted: bool,
+    /// It may begin anew elsewhere: its BEGIN is at hand.
+    movable: bool,
+}
+
+/// Whether what comes next belongs to a read that is under way.
+enum Next {
+    /// It does.
+    Here,
+    /// The node lacks something that must not be missed.
+    Later,
+    /// It does not.
+    Elsewhere,
 }
 
 /// Why a read is run again.
@@ -100,6 +124,8 @@ pub enum Again {
     Lost,
     /// The writer did not show in time what it saw.
     Late,
+    /// It holds what the node's applier waits for.
+    Blocks,
 }
 
 impl Reading {
@@ -125,7 +151,17 @@ impl Reading {
 
     /// The answer to the next message, or statement, begins.
     pub fn shut(&mut self) {
-        self.open = false;
+        self.open = self.open && self.block.is_some_and(|block| block.one_snapshot);
+    }
+
+    /// All that was asked is answered, and the transaction goes on.
+    pub fn next(&mut self) {
+        self.whole &= self.block.is_none();
+    }
+
+    /// Whether it ends with what was asked, rather than with a transaction.
+    pub fn is_single(&self) -> bool {
+        self.block.is_none()
     }
 
     /// Whether the relay has to see to it before it goes on.
@@ -155,10 +191,10 @@ impl Session {
         want: Want<'_>,
     ) -> Result<Option<Step>, End> {
         if self.reading.is_some() {
-            if self.goes_on(want) {
+            if Box::pin(self.goes_on(want)).await {
                 return Ok(None);
             }
-            if let Some(step) = Box::pin(self.leave_follower()).await? {
+            if let Some(step) = Box::pin(self.leave_follower(header)).await? {
                 return Ok(Some(step));
             }
         } else if self.lease.is_none()
@@ -178,49 +214,95 @@ impl Session {
         }
     }
 
-    /// Whether a read that is under way may take what comes next along.
-    fn goes_on(&mut self, want: Want<'_>) -> bool {
-        let Some(reading) = &mut self.reading else {
-            return false;
-        };
-        match want {
-            Want::Any => true,
-            Want::Writer => false,
-            Want::Text(brief) => {
-                let Some(tables) = brief.reads() else {
-                    return false;
-                };
-                if !self.ways.is_fit(reading.node, tables, reading.consistency) {
+    /// Whether a read that is under way takes what comes next along. In a transaction it waits for what the node
+    /// lacks.
+    async fn goes_on(&mut self, want: Want<'_>) -> bool {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match self.next(want) {
+                Next::Here => return true,
+                Next::Elsewhere => return false,
+                Next::Later if self.reading.as_ref().is_none_or(|r| r.block.is_none()) => {
                     return false;
                 }
-                if reading.tables != *tables {
-                    reading.tables = reading.tables.clone().and(tables.clone());
-                }
-                reading.brief = Arc::clone(brief);
-                true
+                Next::Later if Instant::now() > until => return false,
+                Next::Later => tokio::time::sleep(Duration::from_millis(1)).await,
             }
         }
+    }
+
+    fn next(&mut self, want: Want<'_>) -> Next {
+        let Some(reading) = &mut self.reading else {
+            return Next::Elsewhere;
+        };
+        let brief = match want {
+            Want::Any => return Next::Here,
+            Want::Writer => return Next::Elsewhere,
+            Want::Text(brief) => brief,
+        };
+        let Some(tables) = brief.reads() else {
+            let Some(block) = &mut reading.block else {
+                return Next::Elsewhere;
+            };
+            if self.status == Status::Failed {
+                // The node says so, whatever it is.
+                return Next::Here;
+            }
+            block.rooted |= brief.inside == Inside::Roots;
+            return if brief.inside == Inside::Foreign {
+                Next::Elsewhere
+            } else {
+                Next::Here
+            };
+        };
+        let settled = reading.block.is_some_and(|block| block.one_snapshot) && !reading.is_held();
+        if !settled && !self.ways.is_fit(reading.node, tables, reading.consistency) {
+            return Next::Later;
+        }
+        if reading.tables != *tables {
+            reading.tables = reading.tables.clone().and(tables.clone());
+        }
+        reading.brief = Arc::clone(brief);
+        Next::Here
     }
 
     /// Whether the message at the front, which needs a connection, may go to a follower.
     fn may_read(&self, header: Header, brief: &Brief) -> bool {
         self.ways.are_open()
-            && brief.reads().is_some()
-            && self.status == Status::Idle
+            && (brief.reads().is_some() || self.is_idle_talk(brief))
+            && (self.status == Status::Idle || self.begins_block())
             && !self.in_batch
             && self.pipeline.is_empty()
             && header.len <= KEPT_BYTES_MAX
             && self.state.hold() == Hold::None
             && !self.state.unsure()
             && !self.state.doubt.probe
-            && self.state.may_read(header.tag == b'Q')
+            && (self.state.may_read(header.tag == b'Q') || self.begins_block())
+    }
+
+    /// Whether a read-only transaction has been begun of which no node has heard yet.
+    fn begins_block(&self) -> bool {
+        self.deferred.waits() && self.deferred.reads().is_some() && !self.ways.no_blocks
+    }
+
+    /// What reads nothing and may run on any node: the read-only port does not trouble the writer with it.
+    fn is_idle_talk(&self, brief: &Brief) -> bool {
+        if !self.read_only || self.status != Status::Idle || brief.read_write {
+            return false;
+        }
+        let begins = brief.begins.and_then(|modes| self.reads_only(modes));
+        begins.is_some() && !self.ways.no_blocks
+            || brief.inside != Inside::Foreign && brief.control == Control::None
+    }
+
+    /// See [`State::reads_only`](crate::session::state::State::reads_only).
+    pub(super) fn reads_only(&self, modes: Modes) -> Option<bool> {
+        self.ways.reads().and_then(|_| self.state.reads_only(modes))
     }
 
     /// Takes a connection to a follower, if one is chosen. Dropped midway, the session is at its end.
     async fn begin_reading(&mut self, header: Header, brief: &Arc<Brief>) -> Result<Begun, End> {
-        let Some(tables) = brief.reads().cloned() else {
-            return Ok(Begun::Not);
-        };
+        let tables = brief.reads().cloned().unwrap_or_else(Tables::none);
         if self.input.len() < header.len {
             return Ok(Begun::Later(Step::More));
         }
@@ -245,7 +327,15 @@ impl Session {
         if let Some(counter) = reads.meters.reads.get(node.0) {
             counter.increment(1);
         }
+        let begins = brief.begins.and_then(|modes| self.reads_only(modes));
+        let deferred = self.deferred.reads().filter(|_| self.deferred.waits());
+        let block = deferred.or(begins).map(|one_snapshot| Block {
+            one_snapshot,
+            rooted: false,
+            movable: deferred.is_some(),
+        });
         self.reading = Some(Box::new(Reading {
+            block,
             node,
             gone: load.gone(),
             load,
@@ -264,10 +354,15 @@ impl Session {
             again: None,
         }));
         self.pipeline.keep(true);
+        let status = self.status;
         self.settle_in(lease);
+        self.status = status;
         let mark = self.to_client.len();
         if let Some(reading) = &mut self.reading {
             reading.mark = mark;
+        }
+        if self.deferred.waits() {
+            self.put_begin(header.tag);
         }
         Ok(Begun::Here)
     }
@@ -362,10 +457,10 @@ impl Session {
     /// The message at the front, while a read is under way.
     pub(super) async fn reading_message(&mut self, header: Header) -> Result<Step, End> {
         let Some(reading) = &mut self.reading else {
-            return self.dispatch(header).await;
+            return self.message(header).await;
         };
         if header.tag == b'X' {
-            return self.dispatch(header).await;
+            return self.message(header).await;
         }
         if reading.whole {
             return Ok(Step::Wait);
@@ -378,13 +473,13 @@ impl Session {
             }
             if !room || !reading.keep(&self.input[..header.len]) {
                 self.ways.bar();
-                return match Box::pin(self.leave_follower()).await? {
+                return match Box::pin(self.leave_follower(header)).await? {
                     Some(step) => Ok(step),
-                    None => self.dispatch(header).await,
+                    None => self.message(header).await,
                 };
             }
         }
-        let step = self.dispatch(header).await?;
+        let step = self.message(header).await?;
         self.note_kept(header, &step, before);
         Ok(step)
     }
@@ -415,7 +510,7 @@ impl Session {
     }
 
     /// Ends the read for the sake of what does not belong to it, once all is answered. `Some`: not yet.
-    async fn leave_follower(&mut self) -> Result<Option<Step>, End> {
+    async fn leave_follower(&mut self, header: Header) -> Result<Option<Step>, End> {
         if !self.pipeline.is_empty() {
             if !self.barrier {
                 frontend::flush(&mut self.to_server);
@@ -425,10 +520,18 @@ impl Session {
         }
         self.let_out();
         self.to_server.clear();
+        let block = self.reading.as_ref().and_then(|reading| reading.block);
+        if let Some(block) = block {
+            if block.one_snapshot || block.rooted || !block.movable {
+                return self.give_block_up(header).await.map(Some);
+            }
+            self.deferred.rewind();
+        }
+        let end = if block.is_some() { "rollback" } else { "" };
         // The implicit transaction ends with an empty query. Portals of it end too: they are not to be found at the
         // writer, which says so.
         let ended = match &mut self.lease {
-            Some(lease) => lease.backend.query("").await,
+            Some(lease) => lease.backend.query(end).await,
             None => Ok(Vec::new()),
         };
         if let Some(lease) = &mut self.lease {
@@ -442,6 +545,25 @@ impl Session {
         }
         self.ways.bar();
         Ok(None)
+    }
+
+    /// A transaction that needs the writer and can't begin anew there has failed; the next begins there.
+    async fn give_block_up(&mut self, header: Header) -> Result<Step, End> {
+        self.ways.no_blocks = true;
+        self.drop_lease().await;
+        self.end_reading();
+        self.in_batch = false;
+        self.deferred.lose(None);
+        self.status = Status::Failed;
+        Ok(self.refuse(header, &ClientError::NotHere))
+    }
+
+    /// A follower's connection on which more may have been left than it could be: it is closed, and the session looks
+    /// at itself anew on the writer's.
+    pub(super) async fn end_follower(&mut self) {
+        self.drop_lease().await;
+        self.end_reading();
+        self.state.suspect();
     }
 
     /// The connection is closed, and no cancel goes to it any more.
@@ -490,15 +612,14 @@ impl Session {
             return true;
         }
         let why = why_again(tag, frame);
-        // On the read-only port a write is refused, wherever it was tried.
-        if let Some(why) = why.filter(|why| *why != Again::Wrote || !self.read_only) {
+        // On the read-only port, and in a read-only transaction, a write is refused wherever it was tried.
+        let refused = self.read_only || reading.block.is_some();
+        if let Some(why) = why.filter(|why| *why != Again::Wrote || !refused) {
             if matches!(why, Again::Wrote | Again::Foreign) {
                 reading.brief.bar();
             }
-            if reading.kept.is_some() {
-                reading.again = Some(why);
-                return false;
-            }
+            reading.again = Some(why);
+            return false;
         }
         if !reading.timed {
             reading.timed = true;
@@ -560,9 +681,25 @@ impl Session {
             reading.open = true;
             return Ok(());
         }
-        let lost = reading.gone.is_cancelled();
+        let lost = !reading.load.serves();
         self.run_again(if lost { Again::Lost } else { Again::Late })
             .await
+    }
+
+    /// Something has become of the node: it no longer serves, or somebody holds up its applier.
+    pub(super) async fn disturbed(&mut self) -> Result<(), End> {
+        let pid = self.lease.as_ref().map(|lease| lease.backend.process_id);
+        let Some(reading) = &mut self.reading else {
+            return Ok(());
+        };
+        if !reading.load.serves() {
+            return self.run_again(Again::Lost).await;
+        }
+        if pid.is_some_and(|pid| reading.sight.is_blocked_by(reading.node, pid)) {
+            return self.run_again(Again::Blocks).await;
+        }
+        reading.gone = reading.load.gone();
+        Ok(())
     }
 
     /// Begins anew what the client has had no byte of; else tells it to.
@@ -574,7 +711,7 @@ impl Session {
             reading.load.suspect();
         }
         let Some(kept) = reading.kept else {
-            return Box::pin(self.break_off()).await;
+            return Box::pin(self.break_off(reading.block.is_some())).await;
         };
         tracing::debug!(node = reading.node.0, ?why, "a read is run again");
         if let Some(reads) = self.ways.reads() {
@@ -584,6 +721,7 @@ impl Session {
                 Again::Foreign => &meters.foreign,
                 Again::Lost => &meters.lost,
                 Again::Late => &meters.late,
+                Again::Blocks => &meters.blocks,
             };
             counter.increment(1);
         }
@@ -600,6 +738,10 @@ impl Session {
         self.barrier = false;
         self.idle = false;
         self.status = Status::Idle;
+        if reading.block.is_some_and(|block| block.movable) {
+            self.deferred.rewind();
+            self.status = Status::Open;
+        }
         self.wanted_bytes = 0;
         let rest = std::mem::replace(&mut self.input, kept);
         self.input.unsplit(rest);
@@ -611,13 +753,14 @@ impl Session {
     }
 
     /// The answer can't be finished, and the client has had a part of it.
-    async fn break_off(&mut self) -> Result<(), End> {
+    async fn break_off(&mut self, block: bool) -> Result<(), End> {
         let error = ClientError::ReadBroken;
         self.drop_lease().await;
         if self.scanner.left() > 0 {
             // In the middle of a row: there is no place for an error.
             return Err(End::Error(error));
         }
+        let asked = !self.pipeline.is_empty() || self.in_batch;
         let synced = self.pipeline.awaits_ready();
         for undo in self.pipeline.abandon() {
             self.prepared.undo(*undo, None);
@@ -629,6 +772,13 @@ impl Session {
         self.barrier = false;
         self.idle = false;
         self.status = Status::Idle;
+        if block {
+            self.deferred.lose((!asked).then(|| error.clone()));
+            self.status = Status::Failed;
+        }
+        if !asked {
+            return Ok(());
+        }
         client::put_error(&mut self.to_client, &error.report());
         if synced {
             backend::ready(&mut self.to_client, self.status);

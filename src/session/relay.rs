@@ -346,7 +346,7 @@ impl Session {
                 () = &mut abort => return End::Error(ClientError::ShuttingDown),
                 () = &mut stop, if resting => return End::Error(ClientError::ShuttingDown),
                 () = gone_by(gone.as_ref()), if gone.is_some() => {
-                    if let Err(end) = self.run_again(Again::Lost).await {
+                    if let Err(end) = Box::pin(self.disturbed()).await {
                         return end;
                     }
                     continue;
@@ -483,6 +483,10 @@ impl Session {
         };
         if !keep {
             self.give_back().await;
+            return Ok(());
+        }
+        if self.reading.is_some() {
+            self.end_follower().await;
             return Ok(());
         }
         // Kept although settings differ from what is wanted: the read-only port, a level put back.

@@ -75,7 +75,14 @@ impl Session {
             let header = frame::peek_within(&self.input, limit).map_err(violation)?;
             let Some(header) = header else { return Ok(()) };
             self.wanted_bytes = 0;
-            match self.message(header).await? {
+            let step = if self.reading.is_some() {
+                Box::pin(self.reading_message(header)).await?
+            } else {
+                let step = self.message(header).await?;
+                self.note_kept(header, &step, 0);
+                step
+            };
+            match step {
                 Step::Next => {}
                 Step::More => {
                     self.wanted_bytes = header.len.min(TEXT_BYTES_MAX);
@@ -109,17 +116,8 @@ impl Session {
         self.pass_rest();
     }
 
-    pub(super) async fn message(&mut self, header: Header) -> Result<Step, End> {
-        if self.reading.is_some() {
-            return Box::pin(self.reading_message(header)).await;
-        }
-        let step = self.dispatch(header).await?;
-        self.note_kept(header, &step, 0);
-        Ok(step)
-    }
-
     /// Deals with the message at the front by its type.
-    pub(super) async fn dispatch(&mut self, header: Header) -> Result<Step, End> {
+    pub(super) async fn message(&mut self, header: Header) -> Result<Step, End> {
         if self.deferred.stage() != Stage::None
             && let Some(step) = Box::pin(self.deferred_message(header)).await?
         {

@@ -11,6 +11,7 @@ use crate::config::Consistency;
 use crate::node::carried::Settings;
 use crate::node::pooled::CONSISTENCY;
 use crate::session::brief::Brief;
+use crate::sql::statement::{Isolation, Modes};
 
 /// Custom settings (`my.name`) a session may use; past that it keeps its connection.
 pub const PLACEHOLDERS_MAX: usize = 64;
@@ -164,6 +165,21 @@ impl State {
     /// What reads may miss, where the session says so.
     pub fn consistency(&self) -> Option<Consistency> {
         self.consistency
+    }
+
+    /// Of a transaction with these modes that only reads, and not at the highest level, whether it is above READ
+    /// COMMITTED.
+    pub fn reads_only(&self, modes: Modes) -> Option<bool> {
+        let default = self.wanted.get("default_transaction_read_only");
+        let read_only = modes
+            .read_only
+            .unwrap_or(default.is_some_and(|value| value == "on"));
+        let above = match (modes.isolation, self.level) {
+            (_, Level::Never) | (Some(Isolation::Serializable), _) => return None,
+            (Some(Isolation::RepeatableRead), _) | (None, Level::Repeatable) => true,
+            _ => false,
+        };
+        read_only.then_some(above)
     }
 
     /// Whether a read may go elsewhere than to the writer. In a batch more may follow, which would belong to the same

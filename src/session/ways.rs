@@ -25,6 +25,8 @@ pub struct Ways {
     barred: bool,
     /// Every read of the session's goes to the writer: its transactions are above READ COMMITTED by themselves.
     never: bool,
+    /// Its read-only transactions begin at the writer: one had to be given up.
+    pub(super) no_blocks: bool,
     /// Up to where the session has written or seen.
     place: Lsn,
     /// It has seen what the writer may not show yet.
@@ -52,6 +54,7 @@ impl Ways {
             dice: session.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1,
             barred: false,
             never: false,
+            no_blocks: false,
             place: Lsn::default(),
             ahead: false,
             again: 0,

@@ -521,3 +521,267 @@ async fn the_death_of_a_follower_is_no_readers_problem() {
     assert!(metric(&cluster, "synapsedb_reruns_total{why=\"lost\"}").await > 0.0);
     cluster.assert_nodes_equal().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_only_transaction_stays_with_one_follower_until_it_needs_the_writer() {
+    let cluster = TestCluster::start().await;
+    let client = ready(&cluster).await;
+    client
+        .batch_execute("create table t (a int); insert into t values (1), (2)")
+        .await
+        .expect("made");
+    let reader = cluster.reader().await;
+    until(PATIENCE, "rows come from followers", async || {
+        !ports(&reader, "select port_here() from t limit 1", 20)
+            .await
+            .contains(&cluster.node_port(0))
+    })
+    .await;
+    let here = "select port_here() from t limit 1";
+    let writer = BTreeSet::from([cluster.node_port(0)]);
+    let mut seen = BTreeSet::new();
+    for (reader, begin) in [
+        (&reader, "begin"),
+        (&reader, "begin isolation level repeatable read"),
+        (&client, "begin read only"),
+        (
+            &client,
+            "start transaction isolation level repeatable read, read only",
+        ),
+    ] {
+        for _ in 0..10 {
+            reader.batch_execute(begin).await.expect("begun");
+            let one = ports(reader, here, 5).await;
+            assert_eq!(one.len(), 1, "{begin}");
+            assert_eq!(value(reader, "show transaction_read_only").await, "on");
+            reader.batch_execute("savepoint a").await.expect("saved");
+            let failed = reader.simple_query("select 1 / 0 from t").await;
+            assert_eq!(code(&failed.expect_err("no number")), "22012");
+            let failed = reader.simple_query("select 1").await;
+            assert_eq!(code(&failed.expect_err("aborted")), "25P02");
+            reader.batch_execute("rollback to a").await.expect("undone");
+            assert_eq!(ports(reader, here, 2).await, one, "{begin}");
+            reader.batch_execute("commit").await.expect("committed");
+            seen.extend(one);
+        }
+    }
+    assert!(seen.len() > 1, "{seen:?}");
+    // What needs the writer takes the transaction along where that can be done without a difference.
+    client
+        .batch_execute("begin read only")
+        .await
+        .expect("begun");
+    assert_eq!(value(&client, "select count(*) from t").await, "2");
+    assert_eq!(ports(&client, "select inet_server_port()", 1).await, writer);
+    assert_eq!(ports(&client, here, 3).await, writer);
+    let refused = client.batch_execute("insert into t values (3)").await;
+    assert_eq!(code(&refused.expect_err("read-only")), "25006");
+    client.batch_execute("rollback").await.expect("ended");
+    let begin = "begin isolation level repeatable read, read only";
+    client.batch_execute(begin).await.expect("begun");
+    let mut tried = 0;
+    while ports(&client, here, 1).await == writer {
+        client.batch_execute("commit").await.expect("committed");
+        client.batch_execute(begin).await.expect("begun");
+        tried += 1;
+        assert!(tried < 1000, "no follower was chosen");
+    }
+    let refused = client.simple_query("select inet_server_port()").await;
+    assert_eq!(code(&refused.expect_err("another snapshot")), "40001");
+    let refused = client.simple_query("select 1").await;
+    assert_eq!(code(&refused.expect_err("aborted")), "25P02");
+    client.batch_execute("rollback").await.expect("ended");
+    // Run again it begins at the writer.
+    client.batch_execute(begin).await.expect("begun");
+    assert_eq!(ports(&client, here, 1).await, writer);
+    assert_eq!(ports(&client, "select inet_server_port()", 1).await, writer);
+    client.batch_execute("commit").await.expect("ended");
+    // READ WRITE ahead of everything is what it is on one server.
+    let other = cluster.client().await;
+    other
+        .batch_execute(
+            "begin read only; set transaction read write; insert into t values (3); commit",
+        )
+        .await
+        .expect("it may write");
+    other.batch_execute("begin read only").await.expect("begun");
+    other
+        .batch_execute("set transaction read write")
+        .await
+        .expect("nothing was read");
+    other
+        .batch_execute("insert into t values (4)")
+        .await
+        .expect("it may write");
+    other.batch_execute("commit").await.expect("committed");
+    other.batch_execute("begin read only").await.expect("begun");
+    assert_eq!(value(&other, "select count(*) from t").await, "4");
+    let late = other.batch_execute("set transaction read write").await;
+    assert_eq!(code(&late.expect_err("too late")), "25001");
+    other.batch_execute("rollback").await.expect("ended");
+    cluster.assert_nodes_equal().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn statements_batches_and_settings_work_whichever_node_answers() {
+    let cluster = TestCluster::start().await;
+    let client = ready(&cluster).await;
+    client
+        .batch_execute(
+            "create table t (a int primary key, b text); insert into t select i, 'x' || i from generate_series(1, 100) i;
+             create schema s; create table s.t (a int, b text); insert into s.t values (1, 'other')",
+        )
+        .await
+        .expect("made");
+    let reader = cluster.reader().await;
+    until(PATIENCE, "rows come from followers", async || {
+        !ports(&reader, "select port_here() from t limit 1", 20)
+            .await
+            .contains(&cluster.node_port(0))
+    })
+    .await;
+    let mut raws = Vec::new();
+    for port in [cluster.port(), cluster.read_only_port()] {
+        raws.push((port, Raw::login(port, &[("extra_float_digits", "2")]).await));
+    }
+    for (port, raw) in &mut raws {
+        let writes = *port == cluster.port();
+        for _ in 0..15 {
+            // Named, unnamed, described, again under the same name after it was closed.
+            raw.parse("s", "select b from t where a = $1")
+                .describe("s")
+                .sync();
+            assert_eq!(raw.ask().await, "1tTZ");
+            raw.bind("", "s", &["7"]).execute("", 0).sync();
+            assert_eq!(raw.ask().await, "2D(x7)CZ");
+            raw.close("s").sync();
+            assert_eq!(raw.ask().await, "3Z");
+            raw.parse("", "select a from t where b = $1")
+                .bind("", "", &["x9"]);
+            raw.describe_portal("").execute("", 0).sync();
+            assert_eq!(raw.ask().await, "12TD(9)CZ");
+            raw.bind("", "", &["x8"]).execute("", 0).sync();
+            assert_eq!(raw.ask().await, "2D(8)CZ");
+            // A portal in pieces, with Flush between.
+            raw.parse("", "select a from t order by a")
+                .bind("c", "", &[])
+                .execute("c", 2)
+                .flush();
+            raw.go().await;
+            assert_eq!(raw.hear_until(b"s").await, "12D(1)D(2)s");
+            raw.execute("c", 1).flush();
+            raw.go().await;
+            assert_eq!(raw.hear_until(b"s").await, "D(3)s");
+            raw.close_portal("c").sync();
+            assert_eq!(raw.ask().await, "3Z");
+            // Several in one Query, an error with its place, and what follows it.
+            raw.query("select 1; select b from t where a = 3");
+            assert_eq!(raw.ask().await, "TD(1)CTD(x3)CZ");
+            raw.query("select b from t where a = 1 and nothing = 2");
+            raw.says("E(ERROR 42703 column \"nothing\" does not exist 35)Z(I)")
+                .await;
+            raw.query("select 1; select 1 / (a - 1) from t; select 2");
+            assert_eq!(raw.ask().await, "TD(1)CE(22012)Z".replace("CE", "CTE"));
+            raw.parse("", "select 1 / a from t where a = 0 or a = 1")
+                .bind("", "", &[])
+                .execute("", 0);
+            raw.parse("", "select 1 / (a - a) from t")
+                .bind("", "", &[])
+                .execute("", 0);
+            raw.parse("", "select 3")
+                .bind("", "", &[])
+                .execute("", 0)
+                .sync();
+            assert_eq!(raw.ask().await, "12D(1)C12E(22012)Z");
+            // Pipelined, each with its Sync.
+            raw.parse("", "select 5")
+                .bind("", "", &[])
+                .execute("", 0)
+                .sync();
+            raw.query("select 6");
+            raw.parse("", "select 7")
+                .bind("", "", &[])
+                .execute("", 0)
+                .sync();
+            raw.go().await;
+            assert_eq!(raw.hear().await, "12D(5)CZ");
+            assert_eq!(raw.hear().await, "TD(6)CZ");
+            assert_eq!(raw.hear().await, "12D(7)CZ");
+            // Settings.
+            raw.query("set search_path = s");
+            assert_eq!(raw.ask().await, "CZ");
+            raw.query("select b from t");
+            assert_eq!(raw.ask().await, "TD(other)CZ");
+            raw.query("show extra_float_digits");
+            assert_eq!(raw.ask().await, "TD(2)CZ");
+            raw.query("reset search_path");
+            assert_eq!(raw.ask().await, "CZ");
+            raw.query("copy (select a from t where a < 3 order by a) to stdout");
+            assert_eq!(raw.ask().await, "HddcCZ");
+            if writes {
+                // Reads, then a write, then a read of what was written: all of one transaction.
+                raw.parse("", "select count(*) from t")
+                    .bind("", "", &[])
+                    .execute("", 0);
+                raw.parse("", "insert into t values (1000, 'new')")
+                    .bind("", "", &[])
+                    .execute("", 0);
+                raw.parse("", "select count(*) from t")
+                    .bind("", "", &[])
+                    .execute("", 0)
+                    .sync();
+                assert_eq!(raw.ask().await, "12D(100)C12C12D(101)CZ");
+                raw.query("delete from t where a = 1000");
+                assert_eq!(raw.ask().await, "CZ");
+            }
+            raw.query("show default_transaction_read_only");
+            let told = if writes { "TD(off)CZ" } else { "TD(on)CZ" };
+            assert_eq!(raw.ask().await, told);
+        }
+    }
+    cluster.assert_nodes_equal().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_read_on_a_follower_does_not_hold_up_ddl() {
+    let cluster = TestCluster::start().await;
+    let client = ready(&cluster).await;
+    client
+        .batch_execute("create table t (a int); insert into t values (1)")
+        .await
+        .expect("made");
+    let reader = cluster.reader().await;
+    until(PATIENCE, "rows come from followers", async || {
+        !ports(&reader, "select port_here() from t limit 1", 20)
+            .await
+            .contains(&cluster.node_port(0))
+    })
+    .await;
+    // Enough of them for both followers.
+    let mut long = Vec::new();
+    for _ in 0..6 {
+        let reader = cluster.reader().await;
+        long.push(tokio::spawn(async move {
+            value(&reader, "select count(*) from t, pg_sleep(8)").await
+        }));
+    }
+    let idle = cluster.reader().await;
+    idle.batch_execute("begin").await.expect("begun");
+    assert_eq!(value(&idle, "select count(*) from t").await, "1");
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let began = Instant::now();
+    client
+        .batch_execute("alter table t add column b int")
+        .await
+        .expect("altered");
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    for read in long {
+        assert_eq!(read.await.expect("no error"), "1");
+    }
+    let lost = idle.simple_query("select count(*) from t").await;
+    assert_eq!(code(&lost.expect_err("it was in the way")), "40001");
+    idle.batch_execute("rollback").await.expect("ended");
+    assert_eq!(value(&idle, "select count(*) from t").await, "1");
+    cluster.assert_nodes_equal().await;
+}
