@@ -17,6 +17,10 @@ const LATENCY_AT_FIRST: f64 = 1.0;
 /// How much the newest read counts in the average; and the newest probe, where nothing was read since the last one.
 const READ_SHARE: f64 = 0.05;
 const PROBE_SHARE: f64 = 0.5;
+/// A probe that takes so many times as long as reads did says that the node is slow.
+const SLOW_PROBE: f64 = 4.0;
+/// What is left of a node's average with each probe while nothing is read from it.
+const FORGIVENESS: f64 = 0.7;
 /// The same for what a wait for the writer took.
 const WAIT_SHARE: f64 = 0.1;
 
@@ -59,10 +63,19 @@ impl Load {
         }
     }
 
-    /// A probe was answered. It counts for a node that nobody reads from, which would keep a bad name for ever.
+    /// A probe was answered. A node from which nothing was read since the last one would keep a bad name for ever: it
+    /// gets better by itself until it is tried, unless the probe is slow too.
     pub fn probed(&self, took: Duration) {
-        if !self.read.swap(false, Ordering::Relaxed) {
-            learn(&self.latency, took, PROBE_SHARE);
+        if self.read.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        let probe_ms = took.as_secs_f64() * 1000.0;
+        match self.latency_ms() {
+            Some(known) if probe_ms < known * SLOW_PROBE => {
+                let better = known * FORGIVENESS;
+                self.latency.store(better.to_bits(), Ordering::Relaxed);
+            }
+            _ => learn(&self.latency, took, PROBE_SHARE),
         }
     }
 
@@ -185,5 +198,12 @@ mod tests {
         assert_eq!(load.latency_ms(), None);
         load.probed(Duration::from_millis(4));
         assert!(load.candidate(0, false).latency_ms > 3.9);
+        load.probed(Duration::from_millis(8));
+        assert!(load.candidate(0, false).latency_ms < 3.0);
+        load.probed(Duration::from_millis(80));
+        assert!(load.candidate(0, false).latency_ms > 40.0);
+        load.answered(Duration::from_millis(40));
+        load.probed(Duration::from_millis(1));
+        assert!(load.candidate(0, false).latency_ms > 39.0);
     }
 }

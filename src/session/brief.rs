@@ -206,8 +206,9 @@ impl Brief {
         {
             brief.deallocates = Some(name.clone());
         }
-        if !contains(text, b"read_only") {
-            // What a setting says of read-only transactions differs where nothing can be written.
+        // What a setting says of read-only transactions differs where nothing can be written, and the proxy's metadata
+        // are what the writer has of them.
+        if !contains(text, b"read_only") && !facts.mentions_metadata() {
             brief.reads = facts.reads(catalog);
         }
         brief.several = facts.statements.len() > 1;

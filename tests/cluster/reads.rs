@@ -678,7 +678,7 @@ async fn statements_batches_and_settings_work_whichever_node_answers() {
             raw.query("select 1; select b from t where a = 3");
             assert_eq!(raw.ask().await, "TD(1)CTD(x3)CZ");
             raw.query("select b from t where a = 1 and nothing = 2");
-            raw.says("E(ERROR 42703 column \"nothing\" does not exist 35)Z(I)")
+            raw.says("E(ERROR 42703 column \"nothing\" does not exist 33)Z(I)")
                 .await;
             raw.query("select 1; select 1 / (a - 1) from t; select 2");
             assert_eq!(raw.ask().await, "TD(1)CE(22012)Z".replace("CE", "CTE"));
