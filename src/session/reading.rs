@@ -566,6 +566,15 @@ impl Session {
         self.state.suspect();
     }
 
+    /// What the follower still works on for this session ends: it would not notice that nobody waits for it.
+    async fn stop_follower(&mut self) {
+        if !self.pipeline.is_empty() {
+            let shared = Arc::clone(&self.shared);
+            let cancel = shared.cancels.carry_out(self.cancel.key(), &shared.admins);
+            let _ = tokio::time::timeout(CONNECT_LIMIT, cancel).await;
+        }
+    }
+
     /// The connection is closed, and no cancel goes to it any more.
     async fn drop_lease(&mut self) {
         while !self.cancel.detach() {
@@ -709,6 +718,9 @@ impl Session {
         };
         if why == Again::Lost {
             reading.load.suspect();
+        }
+        if matches!(why, Again::Foreign | Again::Late | Again::Blocks) {
+            self.stop_follower().await;
         }
         let Some(kept) = reading.kept else {
             return Box::pin(self.break_off(reading.block.is_some())).await;
