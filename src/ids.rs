@@ -116,21 +116,21 @@ impl Tables {
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         match (self, other) {
-            (Self::Some(these), Self::Some(those)) => {
-                Self::these(these.iter().chain(those.iter()).copied())
+            (Self::Some(mine), Self::Some(others)) => {
+                Self::these(mine.iter().chain(others.iter()).copied())
             }
             _ => Self::All,
         }
     }
 
     /// Whether one of these may be one of those.
-    pub fn meet(&self, those: &Self) -> bool {
-        match (self, those) {
-            (Self::Some(these), Self::Some(those)) => {
-                let (few, many) = if these.len() < those.len() {
-                    (these, those)
+    pub fn meet(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Some(mine), Self::Some(others)) => {
+                let (few, many) = if mine.len() < others.len() {
+                    (mine, others)
                 } else {
-                    (those, these)
+                    (others, mine)
                 };
                 few.iter().any(|table| many.binary_search(table).is_ok())
             }

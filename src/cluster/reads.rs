@@ -141,13 +141,11 @@ impl Steward {
         let relaxed = async {
             loop {
                 let ended = self.reads.relaxed.uncovered().await;
-                match self.writers_end().await {
-                    Some(lsn) => self.replicator.wait_everywhere(lsn).await,
-                    None => {
-                        tokio::time::sleep(RETRY).await;
-                        continue;
-                    }
-                }
+                let Some(lsn) = self.writers_end().await else {
+                    tokio::time::sleep(RETRY).await;
+                    continue;
+                };
+                self.replicator.wait_everywhere(lsn).await;
                 self.reads.relaxed.cover(ended);
             }
         };

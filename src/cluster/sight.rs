@@ -92,7 +92,7 @@ impl Sight {
         units.decoded(unit.id.lsn, Xid(unit.xid), tables_of(unit));
         self.newest.store(units.newest().0, Ordering::Release);
         self.decoded.fetch_max(unit.id.lsn.0, Ordering::AcqRel);
-        if units.hidden() % HIDDEN_MAX == 0 {
+        if units.hidden().is_multiple_of(HIDDEN_MAX) {
             self.asker.wanted.notify_one();
         }
     }
@@ -303,14 +303,13 @@ async fn question(
     writer: NodeId,
     known: &mut Option<(Client, Statement)>,
 ) -> Result<String, ControlError> {
-    let (client, statement) = match known {
-        Some(known) => known,
-        None => {
-            let client = control.connect(writer, &control.database).await?;
-            let sql = "select pg_catalog.pg_current_snapshot()::pg_catalog.text";
-            let statement = client.prepare(sql).await?;
-            known.insert((client, statement))
-        }
+    let (client, statement) = if let Some(known) = known {
+        known
+    } else {
+        let client = control.connect(writer, &control.database).await?;
+        let sql = "select pg_catalog.pg_current_snapshot()::pg_catalog.text";
+        let statement = client.prepare(sql).await?;
+        known.insert((client, statement))
     };
     Ok(client.query_one(&*statement, &[]).await?.get(0))
 }

@@ -203,7 +203,7 @@ pub struct Pipeline {
     /// What has been answered may have to be taken back.
     keeps: bool,
     /// What it takes.
-    kept: Vec<Box<Undo>>,
+    kept: Vec<Undo>,
 }
 
 impl Pipeline {
@@ -298,14 +298,15 @@ impl Pipeline {
     }
 
     /// Forgets everything, as when the connection is gone; gives what has to be taken back.
-    pub fn abandon(&mut self) -> Vec<Box<Undo>> {
+    pub fn abandon(&mut self) -> Vec<Undo> {
         self.skipping = false;
         self.copying = false;
         let entries = std::mem::take(&mut self.queue);
         let kept = std::mem::take(&mut self.kept);
         let undone = entries.into_iter().filter_map(|entry| entry.undo);
+        let undone = undone.map(|undo| *undo);
         // The latest change is taken back first.
-        let mut all: Vec<Box<Undo>> = kept.into_iter().chain(undone).collect();
+        let mut all: Vec<Undo> = kept.into_iter().chain(undone).collect();
         all.reverse();
         all
     }
@@ -319,7 +320,8 @@ impl Pipeline {
             if let Some(answer) = entry.words {
                 out.extend_from_slice(&answer);
             }
-            self.kept.extend(entry.undo.filter(|_| self.keeps));
+            let undo = entry.undo.filter(|_| self.keeps);
+            self.kept.extend(undo.map(|undo| *undo));
         }
     }
 
@@ -369,7 +371,8 @@ impl Pipeline {
                 if let Some(statement) = answered.statement {
                     statement.prove();
                 }
-                self.kept.extend(answered.undo.filter(|_| self.keeps));
+                let undo = answered.undo.filter(|_| self.keeps);
+                self.kept.extend(undo.map(|undo| *undo));
             }
             self.copying = false;
         }

@@ -61,6 +61,7 @@ pub enum Want<'a> {
 }
 
 /// A read under way on a follower.
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Reading {
     node: NodeId,
     load: Arc<Load>,
@@ -739,7 +740,7 @@ impl Session {
         }
         self.drop_lease().await;
         for undo in self.pipeline.abandon() {
-            self.prepared.undo(*undo, None);
+            self.prepared.undo(undo, None);
         }
         self.pipeline.keep(false);
         self.to_client.truncate(reading.mark);
@@ -775,7 +776,7 @@ impl Session {
         let asked = !self.pipeline.is_empty() || self.in_batch;
         let synced = self.pipeline.awaits_ready();
         for undo in self.pipeline.abandon() {
-            self.prepared.undo(*undo, None);
+            self.prepared.undo(undo, None);
         }
         self.to_server.clear();
         self.scanner = Scanner::new();

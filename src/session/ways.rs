@@ -16,6 +16,7 @@ use crate::node::pool::{Pool, Pools};
 const NODES_MAX: usize = 16;
 
 /// A session's ways to the nodes that it may read from.
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Ways {
     reads: Option<Arc<Reads>>,
     sight: Option<Arc<Sight>>,

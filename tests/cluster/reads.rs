@@ -640,106 +640,112 @@ async fn statements_batches_and_settings_work_whichever_node_answers() {
             .contains(&cluster.node_port(0))
     })
     .await;
-    let mut raws = Vec::new();
     for port in [cluster.port(), cluster.read_only_port()] {
-        raws.push((port, Raw::login(port, &[("extra_float_digits", "2")]).await));
-    }
-    for (port, raw) in &mut raws {
-        let writes = *port == cluster.port();
+        let mut raw = Raw::login(port, &[("extra_float_digits", "2")]).await;
         for _ in 0..15 {
-            // Named, unnamed, described, again under the same name after it was closed.
-            raw.parse("s", "select b from t where a = $1")
-                .describe("s")
-                .sync();
-            assert_eq!(raw.ask().await, "1tTZ");
-            raw.bind("", "s", &["7"]).execute("", 0).sync();
-            assert_eq!(raw.ask().await, "2D(x7)CZ");
-            raw.close("s").sync();
-            assert_eq!(raw.ask().await, "3Z");
-            raw.parse("", "select a from t where b = $1")
-                .bind("", "", &["x9"]);
-            raw.describe_portal("").execute("", 0).sync();
-            assert_eq!(raw.ask().await, "12TD(9)CZ");
-            raw.bind("", "", &["x8"]).execute("", 0).sync();
-            assert_eq!(raw.ask().await, "2D(8)CZ");
-            // A portal in pieces, with Flush between.
-            raw.parse("", "select a from t order by a")
-                .bind("c", "", &[])
-                .execute("c", 2)
-                .flush();
-            raw.go().await;
-            assert_eq!(raw.hear_until(b"s").await, "12D(1)D(2)s");
-            raw.execute("c", 1).flush();
-            raw.go().await;
-            assert_eq!(raw.hear_until(b"s").await, "D(3)s");
-            raw.close_portal("c").sync();
-            assert_eq!(raw.ask().await, "3Z");
-            // Several in one Query, an error with its place, and what follows it.
-            raw.query("select 1; select b from t where a = 3");
-            assert_eq!(raw.ask().await, "TD(1)CTD(x3)CZ");
-            raw.query("select b from t where a = 1 and nothing = 2");
-            raw.says("E(ERROR 42703 column \"nothing\" does not exist 33)Z(I)")
-                .await;
-            raw.query("select 1; select 1 / (a - 1) from t; select 2");
-            assert_eq!(raw.ask().await, "TD(1)CE(22012)Z".replace("CE", "CTE"));
-            raw.parse("", "select 1 / a from t where a = 0 or a = 1")
-                .bind("", "", &[])
-                .execute("", 0);
-            raw.parse("", "select 1 / (a - a) from t")
-                .bind("", "", &[])
-                .execute("", 0);
-            raw.parse("", "select 3")
-                .bind("", "", &[])
-                .execute("", 0)
-                .sync();
-            assert_eq!(raw.ask().await, "12D(1)C12E(22012)Z");
-            // Pipelined, each with its Sync.
-            raw.parse("", "select 5")
-                .bind("", "", &[])
-                .execute("", 0)
-                .sync();
-            raw.query("select 6");
-            raw.parse("", "select 7")
-                .bind("", "", &[])
-                .execute("", 0)
-                .sync();
-            raw.go().await;
-            assert_eq!(raw.hear().await, "12D(5)CZ");
-            assert_eq!(raw.hear().await, "TD(6)CZ");
-            assert_eq!(raw.hear().await, "12D(7)CZ");
-            // Settings.
-            raw.query("set search_path = s");
-            assert_eq!(raw.ask().await, "CZ");
-            raw.query("select b from t");
-            assert_eq!(raw.ask().await, "TD(other)CZ");
-            raw.query("show extra_float_digits");
-            assert_eq!(raw.ask().await, "TD(2)CZ");
-            raw.query("reset search_path");
-            assert_eq!(raw.ask().await, "CZ");
-            raw.query("copy (select a from t where a < 3 order by a) to stdout");
-            assert_eq!(raw.ask().await, "HddcCZ");
-            if writes {
-                // Reads, then a write, then a read of what was written: all of one transaction.
-                raw.parse("", "select count(*) from t")
-                    .bind("", "", &[])
-                    .execute("", 0);
-                raw.parse("", "insert into t values (1000, 'new')")
-                    .bind("", "", &[])
-                    .execute("", 0);
-                raw.parse("", "select count(*) from t")
-                    .bind("", "", &[])
-                    .execute("", 0)
-                    .sync();
-                assert_eq!(raw.ask().await, "12D(100)C12C12D(101)CZ");
-                raw.query("delete from t where a = 1000");
-                assert_eq!(raw.ask().await, "CZ");
-            }
-            raw.query("show default_transaction_read_only");
-            let told = if writes { "TD(off)CZ" } else { "TD(on)CZ" };
-            assert_eq!(raw.ask().await, told);
+            statements_and_portals(&mut raw).await;
+            errors_and_pipelines(&mut raw).await;
+            settings(&mut raw, port == cluster.port()).await;
         }
     }
     cluster.assert_nodes_equal().await;
+}
+
+/// Named, unnamed, described, again under the same name after it was closed; in pieces, with Flush between.
+async fn statements_and_portals(raw: &mut Raw) {
+    raw.parse("s", "select b from t where a = $1")
+        .describe("s")
+        .sync();
+    assert_eq!(raw.ask().await, "1tTZ");
+    raw.bind("", "s", &["7"]).execute("", 0).sync();
+    assert_eq!(raw.ask().await, "2D(x7)CZ");
+    raw.close("s").sync();
+    assert_eq!(raw.ask().await, "3Z");
+    raw.parse("", "select a from t where b = $1")
+        .bind("", "", &["x9"]);
+    raw.describe_portal("").execute("", 0).sync();
+    assert_eq!(raw.ask().await, "12TD(9)CZ");
+    raw.bind("", "", &["x8"]).execute("", 0).sync();
+    assert_eq!(raw.ask().await, "2D(8)CZ");
+    raw.parse("", "select a from t order by a")
+        .bind("c", "", &[]);
+    raw.execute("c", 2).flush().go().await;
+    assert_eq!(raw.hear_until(b"s").await, "12D(1)D(2)s");
+    raw.execute("c", 1).flush().go().await;
+    assert_eq!(raw.hear_until(b"s").await, "D(3)s");
+    raw.close_portal("c").sync();
+    assert_eq!(raw.ask().await, "3Z");
+}
+
+/// Several in one Query, errors with their places and what follows them, batches one behind the other.
+async fn errors_and_pipelines(raw: &mut Raw) {
+    raw.query("select 1; select b from t where a = 3");
+    assert_eq!(raw.ask().await, "TD(1)CTD(x3)CZ");
+    raw.query("select b from t where a = 1 and nothing = 2");
+    raw.says("E(ERROR 42703 column \"nothing\" does not exist 33)Z(I)")
+        .await;
+    raw.query("select 1; select 1 / (a - 1) from t; select 2");
+    assert_eq!(raw.ask().await, "TD(1)CTE(22012)Z");
+    raw.parse("", "select 1 / a from t where a = 0 or a = 1")
+        .bind("", "", &[])
+        .execute("", 0);
+    raw.parse("", "select 1 / (a - a) from t")
+        .bind("", "", &[])
+        .execute("", 0);
+    raw.parse("", "select 3")
+        .bind("", "", &[])
+        .execute("", 0)
+        .sync();
+    assert_eq!(raw.ask().await, "12D(1)C12E(22012)Z");
+    raw.parse("", "select 5")
+        .bind("", "", &[])
+        .execute("", 0)
+        .sync();
+    raw.query("select 6");
+    raw.parse("", "select 7")
+        .bind("", "", &[])
+        .execute("", 0)
+        .sync();
+    raw.go().await;
+    assert_eq!(raw.hear().await, "12D(5)CZ");
+    assert_eq!(raw.hear().await, "TD(6)CZ");
+    assert_eq!(raw.hear().await, "12D(7)CZ");
+}
+
+/// They follow; and where something may be written, reads and writes of one batch are of one transaction.
+async fn settings(raw: &mut Raw, writes: bool) {
+    for (sql, heard) in [
+        ("set search_path = s", "CZ"),
+        ("select b from t", "TD(other)CZ"),
+        ("show extra_float_digits", "TD(2)CZ"),
+        ("reset search_path", "CZ"),
+        (
+            "copy (select a from t where a < 3 order by a) to stdout",
+            "HddcCZ",
+        ),
+        (
+            "show default_transaction_read_only",
+            if writes { "TD(off)CZ" } else { "TD(on)CZ" },
+        ),
+    ] {
+        raw.query(sql);
+        assert_eq!(raw.ask().await, heard, "{sql}");
+    }
+    if writes {
+        raw.parse("", "select count(*) from t")
+            .bind("", "", &[])
+            .execute("", 0);
+        raw.parse("", "insert into t values (1000, 'new')")
+            .bind("", "", &[])
+            .execute("", 0);
+        raw.parse("", "select count(*) from t")
+            .bind("", "", &[])
+            .execute("", 0)
+            .sync();
+        assert_eq!(raw.ask().await, "12D(100)C12C12D(101)CZ");
+        raw.query("delete from t where a = 1000");
+        assert_eq!(raw.ask().await, "CZ");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
