@@ -4,3 +4,4 @@
 pub mod care;
 pub mod confirm;
 pub mod fence;
+pub mod rest;

@@ -196,6 +196,7 @@ pub async fn run(client: Client, shared: Arc<Shared>) {
         pool,
         cancel,
         seat,
+        guest,
         ..
     } = client;
     let replicated = shared.relay.service().replicates(&database);
@@ -250,7 +251,7 @@ pub async fn run(client: Client, shared: Arc<Shared>) {
     };
     let end = session.serve(&mut io).await;
     session.finish(io, end).await;
-    drop(seat);
+    drop((seat, guest));
 }
 
 impl Session {
