@@ -205,7 +205,7 @@ impl Steward {
         if asleep {
             // Commits elsewhere would wait for it to catch up.
             let slot = slot_name(database);
-            let level = self.wait_level(&slot);
+            let level = self.wait_level(database, &slot);
             if let Ok(Err(error)) = tokio::time::timeout(OPEN, level).await {
                 return Err(error);
             }
@@ -216,10 +216,11 @@ impl Steward {
         asleep::clear(&client).await
     }
 
-    async fn wait_level(&self, slot: &str) -> Result<(), ControlError> {
-        let database = &self.control.database;
-        let client = self.control.connect(self.writer(), database).await?;
-        while !asleep::is_level(&client, slot).await? {
+    /// Ends also when the database is gone.
+    async fn wait_level(&self, database: &str, slot: &str) -> Result<(), ControlError> {
+        let admin = &self.control.database;
+        let client = self.control.connect(self.writer(), admin).await?;
+        while self.replicator.sleeps(database) && !asleep::is_level(&client, slot).await? {
             tokio::time::sleep(SOON).await;
         }
         Ok(())
