@@ -5,14 +5,15 @@ use std::time::Duration;
 use crate::support::cluster::TestCluster;
 use crate::support::http;
 use crate::tools::{Hold, PATIENCE, ask, rows, run, still_waits, until};
-use synapsedb::cli::demo::server::{DATABASE, PASSWORD, USER};
+use synapsedb::cli::demo::server::{PASSWORD, USER};
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 
 /// The database that is empty in these tests.
 const EMPTY: &str = "postgres";
 /// The process that reads its slot.
-const READER: &str = "select active_pid from pg_replication_slots where database = 'postgres' and active";
+const READER: &str =
+    "select active_pid from pg_replication_slots where database = 'postgres' and active";
 const MARK: &str = "select last_value from synapsedb.asleep";
 
 /// A cluster with one table in its own database, and the empty one asleep.
@@ -42,10 +43,7 @@ async fn is_awake(cluster: &TestCluster) -> bool {
 }
 
 /// A statement on a connection of one's own to the writer, past the proxy.
-fn straight(
-    client: Client,
-    sql: &str,
-) -> JoinHandle<(Client, Result<(), tokio_postgres::Error>)> {
+fn straight(client: Client, sql: &str) -> JoinHandle<(Client, Result<(), tokio_postgres::Error>)> {
     let sql = sql.to_owned();
     tokio::spawn(async move {
         let outcome = client.batch_execute(&sql).await;
@@ -75,7 +73,10 @@ async fn an_idle_empty_database_is_not_read_and_wakes_for_a_client() {
         run(&guest, "insert into u values (2)").await;
     }
     cluster.assert_nodes_equal().await;
-    assert_eq!(ask(&cluster.node_db(2, EMPTY).await, "select count(*) from u").await, "51");
+    assert_eq!(
+        ask(&cluster.node_db(2, EMPTY).await, "select count(*) from u").await,
+        "51"
+    );
 
     // What it holds keeps it awake, and once that is gone it may sleep again.
     drop(guest);
@@ -88,7 +89,11 @@ async fn an_idle_empty_database_is_not_read_and_wakes_for_a_client() {
 async fn a_command_that_no_trigger_sees_wakes_the_database_it_is_logged_in() {
     let cluster = asleep().await;
     let guest = cluster.client_as(USER, PASSWORD, EMPTY).await;
-    run(&guest, "set session_replication_role = replica; create role one").await;
+    run(
+        &guest,
+        "set session_replication_role = replica; create role one",
+    )
+    .await;
     run(&guest, "reset session_replication_role; create role two").await;
     assert!(is_awake(&cluster).await);
     for node in 0..3 {
@@ -121,7 +126,10 @@ async fn a_definition_made_straight_on_the_writer_waits_until_the_stream_counts(
         until("the stream is awake", || async { is_awake(&cluster).await }).await;
         assert!(still_waits(&mut made).await, "no majority has it: {sql}");
         // Waiting goes by the log's place alone, so what is committed elsewhere waits behind it.
-        let mut behind = straight(cluster.node(0).await, &format!("insert into t values ({at})"));
+        let mut behind = straight(
+            cluster.node(0).await,
+            &format!("insert into t values ({at})"),
+        );
         assert!(still_waits(&mut behind).await, "confirmed past it: {sql}");
         for hold in holds {
             hold.release().await;
@@ -152,7 +160,11 @@ async fn whoever_is_at_work_keeps_the_stream_awake() {
     tokio::time::sleep(Duration::from_secs(14)).await;
     assert!(is_awake(&cluster).await, "a transaction with DDL is open");
     assert_eq!(ask(&cluster.node_db(0, EMPTY).await, MARK).await, "0");
-    run(&early, "create table u (a int); insert into u values (1); commit").await;
+    run(
+        &early,
+        "create table u (a int); insert into u values (1); commit",
+    )
+    .await;
     cluster.assert_nodes_equal().await;
 }
 
@@ -174,7 +186,10 @@ async fn a_killed_proxy_leaves_a_mark_that_keeps_definitions_out_until_the_next_
     made.expect("no panic").1.expect("committed");
     run(&cluster.client().await, "insert into t values (1)").await;
     cluster.assert_nodes_equal().await;
-    assert_eq!(ask(&cluster.node_db(1, EMPTY).await, "select count(*) from u").await, "1");
+    assert_eq!(
+        ask(&cluster.node_db(1, EMPTY).await, "select count(*) from u").await,
+        "1"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -196,19 +211,31 @@ async fn without_a_proxy_a_definition_is_refused_after_a_while_with_the_reason()
     cluster.assert_nodes_equal().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_writer_that_crashes_remembers_that_a_database_sleeps() {
-    let mut cluster = asleep().await;
+fn crash_writer(cluster: &mut TestCluster) {
     tokio::task::block_in_place(|| {
         cluster.server(0).kill9();
         cluster.server(0).start().expect("starts again");
     });
-    // The mark is as durable as what it guards: no moment between, not even before the proxy is back.
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_that_crashes_remembers_that_a_database_sleeps() {
+    let mut cluster = asleep().await;
+    cluster.kill_proxy();
+    crash_writer(&mut cluster);
+    assert_eq!(ask(&cluster.node_db(0, EMPTY).await, MARK).await, "1");
+    cluster.start_proxy().await;
+    until_asleep(&cluster).await;
+    crash_writer(&mut cluster);
+    // At once, perhaps before the proxy is back.
     let writer = cluster.node_db(0, EMPTY).await;
     run(&writer, "create table u (a int); insert into u values (1)").await;
     run(&cluster.client().await, "insert into t values (1)").await;
     cluster.assert_nodes_equal().await;
-    assert_eq!(ask(&cluster.node_db(2, EMPTY).await, "select count(*) from u").await, "1");
+    assert_eq!(
+        ask(&cluster.node_db(2, EMPTY).await, "select count(*) from u").await,
+        "1"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -223,7 +250,11 @@ async fn a_sleeping_database_can_be_dropped_altered_and_joined_by_others() {
         body.contains(asleep) || body.contains("\"asleep\":[\"postgres\",\"idle\"]")
     })
     .await;
-    run(&client, "alter database idle set work_mem = '5MB'; comment on database idle is 'x'").await;
+    run(
+        &client,
+        "alter database idle set work_mem = '5MB'; comment on database idle is 'x'",
+    )
+    .await;
     run(&client, "create database another").await;
     let another = cluster.client_as(USER, PASSWORD, "another").await;
     run(&another, "create table t (a int); insert into t values (1)").await;
@@ -243,7 +274,11 @@ async fn the_slot_of_a_sleeping_database_moves_and_a_follower_that_was_away_join
     run(&client, "insert into t select generate_series(1, 1000)").await;
     tokio::task::block_in_place(|| cluster.server(2).start()).expect("starts again");
     cluster.assert_nodes_equal().await;
-    run(&client, "checkpoint; insert into t select generate_series(1001, 2000)").await;
+    run(
+        &client,
+        "checkpoint; insert into t select generate_series(1001, 2000)",
+    )
+    .await;
     let writer = cluster.node(0).await;
     let end = ask(&writer, "select pg_current_wal_insert_lsn()").await;
     let moved = format!(
@@ -259,6 +294,8 @@ async fn the_slot_of_a_sleeping_database_moves_and_a_follower_that_was_away_join
     let guest = cluster.client_as(USER, PASSWORD, EMPTY).await;
     run(&guest, "create table u (a int); insert into u values (1)").await;
     cluster.assert_nodes_equal().await;
-    assert_eq!(ask(&cluster.node_db(2, EMPTY).await, "select count(*) from u").await, "1");
-    assert_eq!(DATABASE, "synapsedb");
+    assert_eq!(
+        ask(&cluster.node_db(2, EMPTY).await, "select count(*) from u").await,
+        "1"
+    );
 }
