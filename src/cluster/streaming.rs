@@ -4,7 +4,7 @@
 //! open and level first and counted then. Who may sleep is decided elsewhere.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -13,11 +13,13 @@ use super::replicator::{RETRY, Replicator, State, StreamEntry};
 use crate::engine::confirm::StreamId;
 use crate::ids::Lsn;
 use crate::node::spill::Running;
-use crate::node::stream::{Sink, Stream, StreamSettings, Voice};
+use crate::node::stream::{Sink, Stream, StreamError, StreamSettings, Voice};
 use crate::node::unit::Unit;
 
 /// Between two looks at what other tasks do.
 const LOOK: Duration = Duration::from_millis(10);
+/// The writer's end of a connection that was closed here may hold the slot for so long.
+const ENDING: Duration = Duration::from_secs(1);
 
 impl Replicator {
     /// Keeps to the stream that releases commits while it is awake: a change stops them for a moment.
@@ -44,6 +46,7 @@ impl Replicator {
         let mut releasing = self.releasing.subscribe();
         let slot = settings.slot.clone();
         let mut first = true;
+        let mut left: Option<Instant> = None;
         loop {
             tokio::select! {
                 () = cancel.cancelled() => return,
@@ -75,7 +78,14 @@ impl Replicator {
                 ended = run => ended.err(),
             };
             self.closed(id);
-            let Some(error) = broken else { continue };
+            let Some(error) = broken else {
+                left = Some(Instant::now());
+                continue;
+            };
+            if is_held(&error) && left.is_some_and(|left| left.elapsed() < ENDING) {
+                tokio::time::sleep(LOOK).await;
+                continue;
+            }
             metrics::counter!("synapsedb_stream_breaks_total").increment(1);
             tracing::warn!(%slot, %error, "the writer's stream broke; opening it again");
             first = true;
@@ -170,6 +180,10 @@ impl Replicator {
         // The sender lives as long as `self`, so this can only end by success.
         let _ = reports.wait_for(|report| report.flush >= lsn).await;
     }
+}
+
+fn is_held(error: &StreamError) -> bool {
+    matches!(error, StreamError::Backend(error) if error.sqlstate() == Some("55006"))
 }
 
 struct StreamSink<'a> {

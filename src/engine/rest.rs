@@ -14,7 +14,7 @@ const LINGER: Duration = Duration::from_secs(1);
 const NAP: Duration = Duration::from_secs(30);
 const NAP_BYTES: u64 = 64 * 1024 * 1024;
 /// A database that could not sleep, since it holds something or somebody is still at work, is tried again.
-const AGAIN: Duration = Duration::from_secs(60);
+const AGAIN: Duration = Duration::from_secs(30);
 
 /// Who is in a database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,8 +155,8 @@ mod tests {
         assert_eq!(rest.look(at(50), Use::Free, 0, false), None);
         assert_eq!(rest.look(at(51), Use::Free, 0, false), Some(Act::Sleep));
         rest.stayed_awake(at(51));
-        assert_eq!(rest.look(at(110), Use::Free, 0, false), None);
-        assert_eq!(rest.look(at(111), Use::Free, 0, false), Some(Act::Sleep));
+        assert_eq!(rest.look(at(80), Use::Free, 0, false), None);
+        assert_eq!(rest.look(at(81), Use::Free, 0, false), Some(Act::Sleep));
     }
 
     #[test]

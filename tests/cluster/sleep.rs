@@ -1,11 +1,11 @@
 //! Streams of empty and idle databases sleep, and nothing is lost by it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::cluster::TestCluster;
 use crate::support::http;
 use crate::tools::{Hold, PATIENCE, ask, rows, run, still_waits, until};
-use synapsedb::cli::demo::server::{PASSWORD, USER};
+use synapsedb::cli::demo::server::{DATABASE, PASSWORD, USER};
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
@@ -24,6 +24,12 @@ async fn asleep() -> TestCluster {
     run(&client, "create table t (a int primary key)").await;
     until_asleep(&cluster).await;
     cluster
+}
+
+/// Connections for clients' work are closed as soon as nobody uses them.
+async fn start() -> TestCluster {
+    let builder = TestCluster::builder().config("[pool]\nidle_timeout_s = 1");
+    builder.start().await
 }
 
 async fn until_asleep(cluster: &TestCluster) {
@@ -54,7 +60,13 @@ fn straight(client: Client, sql: &str) -> JoinHandle<(Client, Result<(), tokio_p
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_empty_database_is_not_read_and_wakes_for_a_client() {
-    let cluster = asleep().await;
+    let cluster = start().await;
+    run(
+        &cluster.client().await,
+        "create table t (a int primary key)",
+    )
+    .await;
+    until_asleep(&cluster).await;
     let client = cluster.client().await;
     for n in 0..50 {
         run(&client, &format!("insert into t values ({n})")).await;
@@ -81,8 +93,51 @@ async fn an_idle_empty_database_is_not_read_and_wakes_for_a_client() {
 
     // What it holds keeps it awake, and once that is gone it may sleep again.
     drop(guest);
-    tokio::time::sleep(Duration::from_secs(13)).await;
+    tokio::time::sleep(Duration::from_secs(16)).await;
     assert!(is_awake(&cluster).await, "it is not empty");
+    let guest = cluster.client_as(USER, PASSWORD, EMPTY).await;
+    run(&guest, "drop table u").await;
+    cluster.assert_nodes_equal().await;
+    tokio::time::sleep(Duration::from_secs(14)).await;
+    assert!(is_awake(&cluster).await, "a client is in it");
+    drop(guest);
+    until_asleep(&cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_stream_that_releases_commits_hands_over_before_it_sleeps() {
+    let cluster = start().await;
+    // The other way round: the tests' own database is the empty one, whose stream was the first.
+    let client = cluster.client_as(USER, PASSWORD, EMPTY).await;
+    run(&client, "create table t (a int)").await;
+    let voice = "select s.database from pg_replication_slots s join pg_stat_replication r on r.pid = s.active_pid \
+                 where r.application_name = 'synapsedb'";
+    let writer = cluster.node_db(0, EMPTY).await;
+    assert_eq!(rows(&writer, voice).await, [DATABASE]);
+    let (mut longest, mut count) = (Duration::ZERO, 0);
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let began = Instant::now();
+        run(&client, "insert into t values (1)").await;
+        longest = longest.max(began.elapsed());
+        count += 1;
+        if count % 50 == 0 && rows(&writer, voice).await == [EMPTY] {
+            break;
+        }
+        assert!(Instant::now() < end, "nobody sleeps");
+    }
+    for _ in 0..200 {
+        let began = Instant::now();
+        run(&client, "insert into t values (1)").await;
+        longest = longest.max(began.elapsed());
+    }
+    eprintln!("the longest of {count} commits took {longest:?}");
+    assert!(longest < Duration::from_secs(5), "{longest:?}");
+    let began = Instant::now();
+    let guest = cluster.client().await;
+    run(&guest, "create table u (a int); insert into u values (1)").await;
+    eprintln!("the first definition in it took {:?}", began.elapsed());
+    assert_eq!(rows(&writer, voice).await, [EMPTY], "it keeps the voice");
     cluster.assert_nodes_equal().await;
 }
 
