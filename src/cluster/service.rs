@@ -7,6 +7,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use super::guests::Guest;
 use super::reads::Reads;
 use crate::error::ClientError;
 use crate::ids::NodeId;
@@ -69,12 +70,14 @@ pub trait Service: Send + Sync {
     fn catalog(&self, database: &str) -> Arc<Catalog>;
 
     /// What is to be known to read from any node; none where there is but one.
-    fn reads(&self) -> Option<&Arc<Reads>> {
-        None
-    }
+    fn reads(&self) -> Option<&Arc<Reads>>;
 
     /// Whether the database is replicated; a template is not.
     fn replicates(&self, database: &str) -> bool;
+
+    /// A client has come to work in the database. It is there until the guest is dropped; none where that does
+    /// not matter.
+    fn enter(&self, database: &str) -> Option<Guest>;
 
     /// What opens `synapsedb.log_command`; none where there are no followers.
     fn log_secret(&self) -> Option<&str>;
@@ -117,8 +120,16 @@ impl Service for Alone {
         Arc::new(Catalog::unknown())
     }
 
+    fn reads(&self) -> Option<&Arc<Reads>> {
+        None
+    }
+
     fn replicates(&self, _: &str) -> bool {
         true
+    }
+
+    fn enter(&self, _: &str) -> Option<Guest> {
+        None
     }
 
     fn log_secret(&self) -> Option<&str> {

@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use super::bring_up::{BringUp, BringUpError, DatabasePlaces, Prepared};
 use super::catalogs::Catalogs;
 use super::follower::{Arming, Follower};
+use super::guests::Guests;
 use super::metadata;
 use super::reads::Reads;
 use super::replicator::{FollowerSnapshot, RETRY, Replicator};
@@ -42,6 +43,7 @@ pub struct Steward {
     catalogs: Arc<Catalogs>,
     pub(super) reads: Arc<Reads>,
     pub(super) writer: NodeId,
+    pub(super) guests: Arc<Guests>,
     epoch: Epoch,
     term: Epoch,
     version: u32,
@@ -77,6 +79,7 @@ impl Steward {
             behind_since: Mutex::default(),
             catalogs,
             reads,
+            guests: Arc::default(),
             control,
             replicator,
             writer: prepared.writer,
@@ -88,7 +91,12 @@ impl Steward {
             cancel,
             config,
         });
-        for (database, places) in &prepared.databases {
+        // The admin database is the one that is likely to sleep; the first one's stream releases commits.
+        let (last, first): (Vec<_>, Vec<_>) = prepared
+            .databases
+            .iter()
+            .partition(|(database, _)| **database == steward.control.database);
+        for (database, places) in first.into_iter().chain(last) {
             steward.replicate(database, places);
         }
         for at in 0..steward.config.nodes.len() {
@@ -116,6 +124,8 @@ impl Steward {
             .spawn(async move { this.watch_builds().await });
         let this = Arc::clone(&steward);
         steward.tasks.spawn(async move { this.serve_reads().await });
+        let this = Arc::clone(&steward);
+        steward.tasks.spawn(async move { this.mind_sleep().await });
         tracing::info!(epoch = %steward.epoch, writer = steward.writer.0, "cluster is up");
         Ok(steward)
     }
@@ -473,6 +483,7 @@ impl Steward {
             view.everywhere = now.report.flush;
             view.pending_units = now.pending_units;
             view.databases.clone_from(&now.databases);
+            view.asleep.clone_from(&now.asleep);
             view.held.clone_from(&now.held);
             for (node, follower) in &now.followers {
                 let behind = behind_since.get(node).map(Instant::elapsed);
@@ -552,6 +563,7 @@ fn first_view(config: &Config, prepared: &Prepared) -> View {
         everywhere: Lsn::default(),
         pending_units: 0,
         databases: Vec::new(),
+        asleep: Vec::new(),
         held: None,
         missing: None,
     }

@@ -5,4 +5,5 @@ pub mod balance;
 pub mod care;
 pub mod confirm;
 pub mod fence;
+pub mod rest;
 pub mod sight;

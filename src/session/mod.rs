@@ -9,6 +9,7 @@ pub mod connection;
 pub mod counts;
 pub mod deferred;
 pub mod doubts;
+pub mod following;
 pub mod global_ddl;
 pub mod handshake;
 pub mod inside;

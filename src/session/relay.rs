@@ -208,6 +208,7 @@ pub async fn run(client: Client, shared: Arc<Shared>) {
         pool,
         cancel,
         seat,
+        guest,
         ..
     } = client;
     let replicated = shared.relay.service().replicates(&database);
@@ -270,7 +271,7 @@ pub async fn run(client: Client, shared: Arc<Shared>) {
     };
     let end = session.serve(&mut io).await;
     session.finish(io, end).await;
-    drop(seat);
+    drop((seat, guest));
 }
 
 impl Session {

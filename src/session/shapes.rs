@@ -18,9 +18,10 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 use crate::node::carried::Noted;
+use crate::session::following::Want;
 use crate::session::pipeline::{Entry, Expect, Listener, Own};
 use crate::session::prepared::{Meaning, Statement};
-use crate::session::reading::{Again, Want};
+use crate::session::reading::Again;
 use crate::session::relay::{End, Session};
 use crate::session::requests::{NAMES_BYTES_MAX, Step, UNPARSABLE, is_unseen, violation};
 use crate::wire::frame::{self, Header};

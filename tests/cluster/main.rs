@@ -28,6 +28,7 @@ mod reads;
 mod release;
 mod rights;
 mod servers;
+mod sleep;
 mod smoke;
 mod tools;
 mod types;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use synapsedb::cluster::reads::Reads;
 use synapsedb::cluster::service::{Answer, Order, OwnNames, Service};
 use synapsedb::error::ClientError;
 use synapsedb::ids::NodeId;
@@ -42,8 +43,16 @@ impl Service for Told {
         Arc::default()
     }
 
+    fn reads(&self) -> Option<&Arc<Reads>> {
+        None
+    }
+
     fn replicates(&self, _: &str) -> bool {
         true
+    }
+
+    fn enter(&self, _: &str) -> Option<synapsedb::cluster::guests::Guest> {
+        None
     }
 
     fn log_secret(&self) -> Option<&str> {
