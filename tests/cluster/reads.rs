@@ -791,3 +791,55 @@ async fn a_long_read_on_a_follower_does_not_hold_up_ddl() {
     assert_eq!(value(&idle, "select count(*) from t").await, "1");
     cluster.assert_nodes_equal().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn psql_describes_and_asks_by_either_port() {
+    let cluster = TestCluster::start().await;
+    let client = ready(&cluster).await;
+    client
+        .batch_execute(
+            "create type mood as enum ('sad', 'ok');
+             create table t (a int primary key, m mood default 'ok', n numeric[]); insert into t values (1)",
+        )
+        .await
+        .expect("made");
+    for port in [cluster.port(), cluster.read_only_port()] {
+        for _ in 0..5 {
+            let output = tokio::process::Command::new(cluster.program("psql"))
+                .args([
+                    "-h",
+                    "127.0.0.1",
+                    "-p",
+                    &port.to_string(),
+                    "-U",
+                    USER,
+                    "-d",
+                    DATABASE,
+                ])
+                .args(["-v", "ON_ERROR_STOP=1", "-c", "\\d t", "-c", "\\dT mood"])
+                .args([
+                    "-c",
+                    "select a, n from t",
+                    "-c",
+                    "select m from t",
+                    "-c",
+                    "\\copy (table t) to stdout",
+                ])
+                .env("PGPASSWORD", PASSWORD)
+                .env("PSQLRC", "/dev/null")
+                .output()
+                .await
+                .expect("it runs");
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(output.status.success(), "{output:?}");
+            assert!(
+                text.contains("'ok'::mood") && text.contains("t_pkey"),
+                "{text}"
+            );
+            assert!(
+                text.contains("public | mood") && text.ends_with("1\tok\t\\N\n"),
+                "{text}"
+            );
+        }
+    }
+}
