@@ -363,8 +363,20 @@ impl Pools {
             return Ok(Arc::clone(pool));
         }
         let pool = Arc::new(self.make(&name)?);
+        // What is known of the role's settings holds on every node.
+        let alike = |other: &&PoolName| other.user == name.user && other.database == name.database;
+        if let Some(other) = pools.keys().find(alike).and_then(|other| pools.get(other)) {
+            lock(&pool.defaults).clone_from(&lock(&other.defaults));
+        }
         pools.insert(name, Arc::clone(&pool));
         Ok(pool)
+    }
+
+    /// [`Pool::note_defaults`] for the role's pools on all nodes.
+    pub fn note_defaults(&self, user: &str, database: &str, defaults: &str) {
+        for (_, pool) in self.matching(|name| name.user == user && name.database == database) {
+            pool.note_defaults(defaults);
+        }
     }
 
     /// How many sessions work on a node.

@@ -61,8 +61,10 @@ impl Session {
         want: Want<'_>,
     ) -> Result<Option<Step>, End> {
         if self.reading.is_some() {
-            if Box::pin(self.goes_on(want)).await {
-                return Ok(None);
+            match self.next(want) {
+                Next::Here => return Ok(None),
+                Next::Later if Box::pin(self.soon(want)).await => return Ok(None),
+                Next::Later | Next::Elsewhere => {}
             }
             if let Some(step) = Box::pin(self.leave_follower(header)).await? {
                 return Ok(Some(step));
@@ -84,23 +86,28 @@ impl Session {
         }
     }
 
-    /// Whether a read that is under way takes what comes next along. In a transaction it waits for what the node
-    /// lacks.
-    async fn goes_on(&mut self, want: Want<'_>) -> bool {
+    /// Waits in a transaction for what its node lacks. False: in vain, or it is none.
+    async fn soon(&mut self, want: Want<'_>) -> bool {
+        if self
+            .reading
+            .as_ref()
+            .is_none_or(|reading| reading.is_single())
+        {
+            return false;
+        }
         let until = Instant::now() + PATIENCE;
-        loop {
+        while Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(1)).await;
             match self.next(want) {
                 Next::Here => return true,
                 Next::Elsewhere => return false,
-                Next::Later if self.reading.as_ref().is_none_or(|r| r.block.is_none()) => {
-                    return false;
-                }
-                Next::Later if Instant::now() > until => return false,
-                Next::Later => tokio::time::sleep(Duration::from_millis(1)).await,
+                Next::Later => {}
             }
         }
+        false
     }
 
+    /// Whether a read that is under way takes what comes next along.
     fn next(&mut self, want: Want<'_>) -> Next {
         let Some(reading) = &mut self.reading else {
             return Next::Elsewhere;

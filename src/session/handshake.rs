@@ -370,7 +370,7 @@ impl Handshake {
             .pools
             .pool(writer, user, database)
             .map_err(ClientError::from)?;
-        pool.note_defaults(&facts.defaults);
+        shared.pools.note_defaults(user, database, &facts.defaults);
         let mut lease = pool.acquire().await.map_err(ClientError::from)?;
         let adopted = match lease.cleanse().await {
             Ok(()) => lease.adopt(settings).await,
