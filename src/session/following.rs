@@ -226,6 +226,7 @@ impl Session {
             open: false,
             several: brief.several,
             tables,
+            names: self.names(),
             brief: Arc::clone(brief),
             gate: None,
             again: None,

@@ -61,8 +61,9 @@ pub struct Reading {
     pub(super) open: bool,
     /// Several statements in one Query, each with a snapshot of its own.
     pub(super) several: bool,
-    /// All that it reads.
+    /// All that it reads, by the names as they were then.
     pub(super) tables: Tables,
+    pub(super) names: u64,
     /// What was bound or asked last.
     pub(super) brief: Arc<Brief>,
     /// It is a whole read-only transaction.
@@ -272,6 +273,10 @@ impl Session {
         if !reading.timed {
             reading.timed = true;
             reading.load.answered(reading.since.elapsed());
+        }
+        if reading.names != self.shared.relay.service().catalog_generation() {
+            // What the names stand for may have changed under it.
+            reading.tables = Tables::All;
         }
         if !reading.open && !matches!(tag, b'1' | b'2' | b'3' | b'n') {
             if !reading.sight.is_trusted(reading.node) {

@@ -285,6 +285,11 @@ impl Session {
         Arc::clone(&self.briefs.1)
     }
 
+    /// The generation of names by which texts were judged last.
+    pub(super) fn names(&self) -> u64 {
+        self.briefs.0
+    }
+
     /// DDL was decoded since this session's texts were judged last: what runs by now on its connection may have
     /// met names that stand for something else.
     fn suspect(&mut self) {

@@ -158,7 +158,7 @@ impl Ways {
         let mut count = 0;
         for (node, load) in reads.loads.iter() {
             let may = if node == writer.0 {
-                writer.1
+                writer.1 && load.serves()
             } else {
                 load.serves() && !without.contains(&node) && self.is_fit(node, tables, consistency)
             };
