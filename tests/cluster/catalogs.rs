@@ -115,3 +115,58 @@ async fn loads(cluster: &TestCluster) -> String {
         .find(|line| line.starts_with("synapsedb_catalog_loads_total"));
     line.unwrap_or_default().to_owned()
 }
+
+/// What the catalog's query says of names as far as it decides where they are read.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_tables_behind_a_name_and_types_with_other_oids_are_known() {
+    let cluster = TestCluster::builder()
+        .nodes(1)
+        .without_proxy()
+        .start()
+        .await;
+    let node = cluster.node(0).await;
+    node.batch_execute(
+        "create table base (a int); create table other (a int);
+         create view v as select a from base where a in (select a from other); create view w as table v;
+         create table parent (a int) partition by range (a);
+         create table leaf partition of parent for values from (0) to (10);
+         create table elder (a int); create table child () inherits (elder);
+         create table secret (a int); alter table secret enable row level security;
+         create policy p on secret using (a in (select a from other));
+         create function asks() returns int stable language sql as 'select a from base';
+         create view hidden as select asks() as a;
+         create type mood as enum ('ok'); create domain small as int check (value < 10);
+         create table moods (m mood); create table moodlists (m mood[]); create table smalls (s small);
+         create function gives() returns mood immutable language sql as $$ select 'ok'::mood $$",
+    )
+    .await
+    .expect("made");
+    for (name, expected) in [
+        ("base", "base"),
+        ("v", "base other v"),
+        ("w", "base other v w"),
+        ("parent", "leaf parent"),
+        ("elder", "child elder"),
+        ("secret", "other secret"),
+        ("hidden", "hidden anything"),
+        ("moods", "moods elsewhere"),
+        ("moodlists", "moodlists elsewhere"),
+        ("smalls", "smalls"),
+        ("asks", "anything"),
+        ("gives", "anything elsewhere"),
+        ("count", ""),
+    ] {
+        let sql = format!(
+            "select anything, elsewhere, tables from ({}) known where name = '{name}' and kind <> 'foreign_type'",
+            synapsedb::sql::catalog::LOAD_QUERY
+        );
+        let row = node.query_one(&sql, &[]).await.expect(name);
+        let tables: Option<Vec<String>> = row.get(2);
+        let mut found: Vec<String> = tables.unwrap_or_default();
+        found = found.chunks_exact(2).map(|pair| pair[1].clone()).collect();
+        found.sort_unstable();
+        found.extend(row.get::<_, bool>(0).then(|| "anything".to_owned()));
+        found.extend(row.get::<_, bool>(1).then(|| "elsewhere".to_owned()));
+        assert_eq!(found.join(" "), expected, "{name}");
+    }
+}

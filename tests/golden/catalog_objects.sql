@@ -1,5 +1,5 @@
 -- The objects behind tests/golden/catalog.txt: one of each kind that may hide code.
--- catalog.txt holds the rows that src/sql/catalog.sql gives for them, as `psql -At` prints them, and
+-- catalog.txt holds the first eight columns of what src/sql/catalog.sql gives for them, as `psql -At` prints them, and
 -- those of the server's own names that the golden statements use.
 
 create function f_wild() returns int language plpgsql as $$ begin return 1; end $$;

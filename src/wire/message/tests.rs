@@ -196,6 +196,30 @@ fn backend_messages_are_read_as_built() {
 }
 
 #[test]
+fn tables_are_forgotten_and_nothing_else() {
+    let known = Column {
+        table: 16400,
+        attribute: 2,
+        modifier: 36,
+        format: 1,
+        ..Column::computed("b", 1043, -1)
+    };
+    let unknown = Column {
+        table: 0,
+        attribute: 0,
+        ..known
+    };
+    let plain = Column::computed("a", 25, -1);
+    let mut frame = built(|out| rows::description(out, &[known, plain, known]));
+    rows::forget_tables(&mut frame);
+    let expected = [unknown, plain, unknown];
+    assert_eq!(rows::read_description(&frame).unwrap(), expected);
+    // Cut short, it is left alone behind the cut.
+    let cut = frame.len() - 20;
+    rows::forget_tables(&mut frame[..cut]);
+}
+
+#[test]
 fn rows_are_read_as_built() {
     let columns = [
         Column::computed("a", 25, -1),
