@@ -843,3 +843,29 @@ async fn psql_describes_and_asks_by_either_port() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_works_where_is_shown() {
+    let cluster = TestCluster::start().await;
+    let client = ready(&cluster).await;
+    let mut busy = Vec::new();
+    for _ in 0..5 {
+        let reader = cluster.reader().await;
+        busy.push(tokio::spawn(async move {
+            value(&reader, "select port_here() from pg_sleep(3)").await
+        }));
+    }
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    let count = "select sum(in_flight) from cluster_nodes where not is_writer";
+    assert_eq!(value(&client, count).await, "5");
+    // Busy ones are passed by: nobody has it all.
+    let most = "select max(in_flight) < 5 from cluster_nodes";
+    assert_eq!(value(&client, most).await, "t");
+    let quick = "select bool_and(latency_ms < 1000) from cluster_nodes";
+    assert_eq!(value(&client, quick).await, "t");
+    for read in busy {
+        let port: u16 = read.await.expect("no error").parse().expect("a port");
+        assert!(followers(&cluster).contains(&port));
+    }
+    assert_eq!(value(&client, count).await, "0");
+}
