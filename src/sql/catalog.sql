@@ -183,12 +183,23 @@ reaches(relation, used) as (
   select oid, oid from pg_catalog.pg_class where relkind in ('r', 'p', 'v', 'm') and oid >= 16384
   union
   select r.relation, u.used from reaches r join uses u on u.relation = r.used),
+reached(relation, tables) as (
+  select r.relation, array_agg(part order by r.used, part_number) from reaches r
+    join pg_catalog.pg_class b on b.oid = r.used join pg_catalog.pg_namespace s on s.oid = b.relnamespace
+   cross join lateral unnest(array[s.nspname::text, b.relname::text]) with ordinality parts(part, part_number)
+   group by r.relation),
+reading_relation(oid) as (
+  select distinct r.relation from reaches r join calls f on f.relation = r.used
+   where f.source in ('rule', 'policy') and f.function in (select oid from reader)),
 -- Types, a domain's being what it is made of, that have another OID on each node.
 resolved_type(oid, base) as (
   select oid, oid from pg_catalog.pg_type where typtype <> 'd'
   union all
   select d.oid, r.base from pg_catalog.pg_type d join resolved_type r on r.oid = d.typbasetype where d.typtype = 'd'),
 foreign_type(oid) as (select oid from resolved_type where base >= 16384),
+foreign_relation(oid) as (
+  select distinct attrelid from pg_catalog.pg_attribute
+   where attnum > 0 and atttypid in (select oid from foreign_type)),
 -- Code that runs without being named: implicit casts, input and output of types, comparison. What supports
 -- an index of another kind than btree and hash is C and called by that index alone: pgvector's is volatile.
 implicit(hides) as (
@@ -242,15 +253,9 @@ select 'relation', n.nspname, c.relname, c.oid in (select oid from hiding_relati
        c.oid in (select oid from hiding_reader),
        c.oid in (select oid from unreadable_relation), c.oid in (select oid from drawing_relation),
        n.nspname not in ('pg_catalog', 'information_schema', 'pg_toast', 'synapsedb'),
-       exists (select from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum > 0
-                  and a.atttypid in (select oid from foreign_type)),
-       exists (select from reaches r join calls f on f.relation = r.used
-                where r.relation = c.oid and f.source in ('rule', 'policy') and f.function in (select oid from reader)),
-       (select array_agg(part order by r.used, part_number) from reaches r
-          join pg_catalog.pg_class b on b.oid = r.used join pg_catalog.pg_namespace s on s.oid = b.relnamespace
-         cross join lateral unnest(array[s.nspname::text, b.relname::text]) with ordinality parts(part, part_number)
-         where r.relation = c.oid)
+       c.oid in (select oid from foreign_relation), c.oid in (select oid from reading_relation), t.tables
   from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+  left join reached t on t.relation = c.oid
  where c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
    and n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
 union all
