@@ -1,6 +1,11 @@
-//! Decisions: units, majority, what to confirm. Inputs and outputs only.
+//! Decisions: units, majority, what to confirm, who writes, what may be read. Inputs and outputs only.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod care;
 pub mod confirm;
+pub mod council;
 pub mod fence;
+pub mod horizon;
+pub mod recovery;
+pub mod sequences;
+pub mod slots;
