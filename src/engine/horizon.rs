@@ -42,6 +42,8 @@ pub struct Horizon {
     applied: BTreeMap<NodeId, Lsn>,
     /// A majority has everything before this place; the writer was told, or is about to be.
     written: Lsn,
+    /// The writer shows everything that ends no later than this, units or not.
+    shown: Lsn,
     /// The last unit that may have been acknowledged, or shown to somebody.
     acknowledged: Lsn,
     /// Nothing is read from the writer until a majority has everything before this place and the writer shows it.
@@ -64,6 +66,7 @@ impl Horizon {
             given: BTreeMap::new(),
             applied: BTreeMap::new(),
             written: Lsn::default(),
+            shown: Lsn::default(),
             acknowledged: start,
             doubt: Some(end.max(start)),
             blind: true,
@@ -94,7 +97,8 @@ impl Horizon {
         *given = (*given).max(unit);
     }
 
-    /// A follower has and shows everything up to this unit.
+    /// A follower has and shows everything up to this unit. Of a node that has been a writer that is true only once
+    /// the commits are ended that wait there for a report of an office that is over: an applier begins with it.
     pub fn applied(&mut self, node: NodeId, unit: Lsn) {
         let applied = self.applied.entry(node).or_default();
         *applied = (*applied).max(unit);
@@ -120,8 +124,10 @@ impl Horizon {
         }
     }
 
-    /// The writer shows every unit that ends no later than `place`.
+    /// The writer shows every transaction of its own that ends no later than `place`: those of an earlier term, too,
+    /// which may have waited there since.
     pub fn shown(&mut self, place: Lsn) {
+        self.shown = self.shown.max(place);
         while self.unshown.front().is_some_and(|end| *end <= place) {
             self.unshown.pop_front();
         }
@@ -130,8 +136,8 @@ impl Horizon {
 
     fn settle(&mut self) {
         let Some(place) = self.doubt else { return };
-        let shown = self.unshown.front().is_none_or(|end| *end > place);
-        if !self.vacant && self.decoded >= place && self.written >= place && shown {
+        let known = self.decoded >= place && self.written >= place && self.shown >= place;
+        if !self.vacant && known {
             self.doubt = None;
             self.blind = false;
         }
@@ -201,9 +207,10 @@ impl Horizon {
         lsn <= self.last && self.unshown.front().is_none_or(|end| *end > lsn)
     }
 
-    /// Up to which unit the writer should be asked what it shows: none where nobody waits for anything.
+    /// Up to where the writer should be asked what it shows: none where that is known to be everything.
     pub fn to_ask(&self) -> Option<Lsn> {
-        self.unshown.back().copied()
+        let doubt = self.doubt.filter(|place| *place > self.shown);
+        self.unshown.back().copied().max(doubt)
     }
 
     /// Whether the writer may be used by sessions.

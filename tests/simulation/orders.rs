@@ -14,7 +14,8 @@ use crate::server::Write;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Item {
     Unit { unit: UnitId, write: Write },
-    /// Nothing but the place: everything up to this unit is there.
+    /// An applier's beginning: commits that wait for a report, of an office that is over, wait no more, since all of
+    /// them are in the history. Then nothing but the place: everything up to this unit is there.
     Place(UnitId),
 }
 

@@ -192,7 +192,15 @@ impl Running {
             .collect();
         self.confirmer.add_stream(STREAM, self.start, &places);
         for (node, lsn) in places {
-            self.horizon.applied(node, lsn);
+            // Nothing is read there before its applier has begun.
+            let place = UnitId {
+                term: record.term,
+                lsn,
+            };
+            if let Some(follower) = self.followers.get_mut(&node) {
+                follower.last = UnitId::NOTHING;
+                follower.push(Item::Place(place));
+            }
         }
         if fresh {
             self.inaugurate();

@@ -172,8 +172,13 @@ impl Server {
     pub fn crash(&mut self) {
         self.alive = false;
         self.frozen = false;
-        self.waiting.clear();
         self.written = Lsn(0);
+        self.end_waits();
+    }
+
+    /// Whoever waits for a report waits no more, and is seen.
+    fn end_waits(&mut self) {
+        self.waiting.clear();
         for entry in &mut self.log {
             if let Entry::Own { shown, .. } = entry {
                 *shown = true;
@@ -285,7 +290,10 @@ impl Server {
     fn apply(&mut self, item: Item) {
         let (unit, entry) = match item {
             Item::Unit { unit, write } => (unit, Entry::Applied { unit, write }),
-            Item::Place(unit) => (unit, Entry::Local),
+            Item::Place(unit) => {
+                self.end_waits();
+                (unit, Entry::Local)
+            }
         };
         if let Entry::Applied { write, .. } = entry {
             let twice = self.history().contains(&write);
