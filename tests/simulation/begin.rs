@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use synapsedb::engine::council::words::Part;
 use synapsedb::engine::recovery::{Facts, Plan, decide, next_epoch};
 use synapsedb::ids::{Epoch, Lsn, NodeId};
 
 use crate::orders::{Answer, Body, Order};
 use crate::proxy::{Link, Running};
-use crate::world::Net;
+use crate::world::{Net, Planted};
 
 /// See the module.
 #[derive(Default)]
@@ -67,7 +68,7 @@ impl Meeting {
                 self.facts.insert(node, (*facts, slot));
                 if let Some(Plan::Elect { record, parts }) = &self.plan {
                     let facts = self.known();
-                    let running = Running::new(*record, start, slot, parts, &facts, true);
+                    let running = Running::new(*record, start, slot, parts, &facts, true, true);
                     self.ready = Some(Box::new(running));
                 }
             }
@@ -113,8 +114,20 @@ impl Meeting {
             let all = self.facts.len() == self.promises.len();
             let enough = self.facts.len() >= majority && (all || net.chance.one_in(6));
             if enough {
-                let facts = self.known();
-                let plan = decide(net.servers.len(), epoch, &facts, &BTreeSet::new());
+                let mut facts = self.known();
+                if net.plants(Planted::AdoptTheOldest) {
+                    let oldest = facts.values().map(|facts| facts.record).min();
+                    facts.values_mut().for_each(|facts| facts.record = oldest.unwrap_or(facts.record));
+                }
+                let mut plan = decide(net.servers.len(), epoch, &facts, &BTreeSet::new());
+                if let Plan::Elect { record, parts } = &mut plan
+                    && net.plants(Planted::ElectAnybody)
+                {
+                    let shortest = facts.iter().min_by_key(|(_, facts)| facts.history());
+                    parts.insert(record.writer, Part::Leaving);
+                    record.writer = shortest.map_or(record.writer, |(node, _)| *node);
+                    parts.insert(record.writer, Part::Writer);
+                }
                 net.trace(&|| format!("    {plan:?}"));
                 match &plan {
                     Plan::Wait => self.outrun = true,
@@ -142,7 +155,7 @@ impl Meeting {
             } => {
                 let facts = self.known();
                 let slot = self.facts[&record.writer].1;
-                let running = Running::new(*record, *start, slot, parts, &facts, false);
+                let running = Running::new(*record, *start, slot, parts, &facts, false, net.plants(Planted::PretendDecoded));
                 self.ready = Some(Box::new(running));
             }
             Plan::Elect { record, .. } if !self.taking => {

@@ -22,7 +22,12 @@ enum Waits {
     /// Its COMMIT was with a writer that is lost.
     Truth { write: Write },
     /// A node reads for it; what was certain when it asked.
-    Rows { node: NodeId, must: BTreeSet<Write> },
+    Rows {
+        node: NodeId,
+        must: BTreeSet<Write>,
+        /// A planted fault: what might have been shown when it asked.
+        early: Mark,
+    },
     /// The rows are here, but may not go out yet.
     Horizon {
         node: NodeId,
@@ -132,7 +137,8 @@ impl Running {
         };
         let must = net.oracle.certain();
         if may && link.send(net, node, Body::Read, Some(at)) {
-            self.clients.0[at] = Waits::Rows { node, must };
+            let early = self.horizon.answer(node);
+            self.clients.0[at] = Waits::Rows { node, must, early };
         }
     }
 
@@ -142,9 +148,13 @@ impl Running {
                 net.acknowledge(write);
                 self.clients.0[at] = Waits::Nothing;
             }
-            (Waits::Rows { node, must }, Answer::Rows(rows)) => {
+            (Waits::Rows { node, must, early }, Answer::Rows(rows)) => {
                 debug_assert_eq!(node, from);
-                let mark = self.horizon.answer(node);
+                let mark = if net.plants(Planted::MarkEarly) {
+                    early
+                } else {
+                    self.horizon.answer(node)
+                };
                 self.clients.0[at] = Waits::Horizon {
                     node,
                     mark,

@@ -84,6 +84,8 @@ pub struct Order {
     pub starts: u64,
     /// Of which client, where it is one's.
     pub client: Option<usize>,
+    /// It arrives no sooner than at this step.
+    pub after: usize,
     pub body: Body,
     pub state: State,
 }

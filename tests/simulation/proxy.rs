@@ -135,12 +135,13 @@ impl Running {
         parts: &BTreeMap<NodeId, Part>,
         facts: &BTreeMap<NodeId, Facts>,
         fresh: bool,
+        decoded: bool,
     ) -> Self {
         let reached: BTreeSet<NodeId> = facts.keys().copied().collect();
         let writer_facts = facts[&record.writer].clone();
         let start = if fresh { office } else { office.max(slot) };
         let mut running = Self {
-            council: Council::new(record, parts, &reached, fresh),
+            council: Council::new(record, parts, &reached, decoded),
             confirmer: Confirmer::new(parts.len(), []),
             horizon: Horizon::begin(record.writer, record.term, start, writer_facts.end),
             slots: Slots::default(),
@@ -151,7 +152,7 @@ impl Running {
             start,
             stream: None,
             furthest: start,
-            told_decoded: fresh,
+            told_decoded: decoded,
             decoded: BTreeSet::new(),
             followers: BTreeMap::new(),
             catchups: BTreeMap::new(),

@@ -37,6 +37,10 @@ pub struct Server {
     pub alive: bool,
     pub frozen: bool,
     pub cut: bool,
+    /// Its appliers take their time.
+    pub slow: bool,
+    /// A planted fault: an applier leaves commits waiting that nobody will report to.
+    pub keeps_waits: bool,
     /// Being made anew: it holds nothing that counts.
     pub wiped: bool,
     /// Grows with each start.
@@ -77,6 +81,8 @@ impl Server {
             alive: true,
             frozen: false,
             cut: false,
+            slow: false,
+            keeps_waits: false,
             wiped: false,
             starts: 0,
             log: Vec::new(),
@@ -210,9 +216,7 @@ impl Server {
     /// Whether the order's connection is still there.
     pub fn hears(&self, order: &Order) -> bool {
         let greets = matches!(order.body, Body::Greet | Body::Promise(_) | Body::Meet(_));
-        order.starts == self.starts
-            && order.generation >= self.floor
-            && (greets || order.proxy == self.promised.1)
+        order.generation >= self.floor && (greets || order.proxy == self.promised.1)
     }
 
     /// Does what it is asked; no answer yet where a commit waits.
@@ -291,7 +295,9 @@ impl Server {
         let (unit, entry) = match item {
             Item::Unit { unit, write } => (unit, Entry::Applied { unit, write }),
             Item::Place(unit) => {
-                self.end_waits();
+                if !self.keeps_waits {
+                    self.end_waits();
+                }
                 (unit, Entry::Local)
             }
         };

@@ -1,5 +1,6 @@
 //! What a running proxy does by itself, a step at a time: reading, reporting, applying, catching up, moving slots.
 
+use synapsedb::engine::confirm::Report;
 use synapsedb::engine::council::words::{Event, Part, Phase};
 use synapsedb::ids::{Lsn, NodeId, UnitId};
 
@@ -88,7 +89,13 @@ impl Running {
                 let nodes = self.council.nodes();
                 let owed = |node: &NodeId| self.council.is_owed(*node);
                 let owed: Vec<NodeId> = nodes.into_iter().filter(owed).collect();
-                net.oracle.report(self.reported, report, self.office, writer, &owed, &net.servers);
+                // What the slot had forgotten when it was met is no longer this proxy's to answer for.
+                let flush = self.reported.flush.max(self.start);
+                let last = Report {
+                    flush,
+                    ..self.reported
+                };
+                net.oracle.report(last, report, self.office, writer, &owed, &net.servers);
                 self.reported = report;
             }
             self.horizon.written(report.write);

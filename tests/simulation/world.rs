@@ -1,7 +1,7 @@
 //! Everything there is: servers, what is on its way, the proxy if it lives, and the faults.
 
 use synapsedb::engine::council::words::{Event, Part, Phase};
-use synapsedb::engine::recovery::Record;
+use synapsedb::engine::recovery::{Record, strays};
 use synapsedb::ids::{Epoch, Lsn, NodeId, UnitId};
 
 use crate::chance::Chance;
@@ -11,7 +11,7 @@ use crate::proxy::{Proxy, Running, Stage};
 use crate::server::{Entry, Server, Write};
 
 /// How long faults happen, in steps.
-const FAULTS: usize = 900;
+const FAULTS: usize = 1500;
 /// By when all must be well again.
 const HEAL: usize = 60_000;
 
@@ -29,7 +29,34 @@ pub enum Planted {
     JoinEarly,
     TakeStraysBack,
     DropEarly,
+    AdoptTheOldest,
+    KeepOldConnections,
+    MarkEarly,
+    ElectAnybody,
+    PretendDecoded,
+    KeepWaits,
 }
+
+/// All of them.
+pub const ALL: [Planted; 17] = [
+    Planted::ShowAtOnce,
+    Planted::ReadBehind,
+    Planted::ConfirmAlone,
+    Planted::FlushTheMajority,
+    Planted::ForgetCopies,
+    Planted::MoveWithoutCopies,
+    Planted::SkipLevelling,
+    Planted::NoDoubt,
+    Planted::JoinEarly,
+    Planted::TakeStraysBack,
+    Planted::DropEarly,
+    Planted::AdoptTheOldest,
+    Planted::KeepOldConnections,
+    Planted::MarkEarly,
+    Planted::ElectAnybody,
+    Planted::PretendDecoded,
+    Planted::KeepWaits,
+];
 
 /// The servers and what is on its way to and from them.
 pub struct Net {
@@ -41,6 +68,7 @@ pub struct Net {
     traces: bool,
     numbers: u64,
     writes: Write,
+    now: usize,
 }
 
 impl Net {
@@ -82,7 +110,10 @@ impl Net {
         client: Option<usize>,
     ) {
         let id = self.number();
+        let late = if self.chance.one_in(12) { 150 } else { 1 };
+        let after = self.now + self.chance.below(late);
         self.orders.push(Order {
+            after,
             id,
             node,
             proxy,
@@ -101,6 +132,8 @@ pub struct World {
     proxy: Option<Proxy>,
     proxies: u32,
     step: usize,
+    /// About so many steps between two faults.
+    calm: usize,
     /// Clients begin nothing more.
     quiet: bool,
 }
@@ -118,6 +151,7 @@ impl World {
     pub fn new(seed: u64, planted: Option<Planted>, traces: bool) -> Self {
         let mut chance = Chance::new(seed);
         let nodes = if chance.one_in(3) { 5 } else { 3 };
+        let calm = chance.pick(&[20, 50, 100, 200]).unwrap_or(50);
         let record = Record {
             epoch: Epoch(1),
             term: Epoch(1),
@@ -127,6 +161,7 @@ impl World {
             .map(|at| Server::new(NodeId(at), record))
             .collect();
         for server in &mut servers {
+            server.keeps_waits = planted == Some(Planted::KeepWaits);
             if server.id == record.writer {
                 server.offices.insert(record.term, Lsn(0));
             } else {
@@ -143,10 +178,12 @@ impl World {
                 traces,
                 numbers: 0,
                 writes: 0,
+                now: 0,
             },
             proxy: Some(Proxy::new(1)),
             proxies: 1,
             step: 0,
+            calm,
             quiet: false,
         }
     }
@@ -190,16 +227,17 @@ impl World {
 
     fn advance(&mut self) {
         self.step += 1;
-        match self.net.chance.below(10) {
+        self.net.now = self.step;
+        match self.net.chance.below(11) {
             0..=2 => self.deliver(),
             3 | 4 => self.answer(),
             5 => self.wake(),
-            6 | 7 => {
+            6..=8 => {
                 if let Some(proxy) = &mut self.proxy {
                     proxy.step(&mut self.net);
                 }
             }
-            8 => self.step_client(),
+            9 => self.step_client(),
             _ => self.notice(),
         }
     }
@@ -234,13 +272,18 @@ impl World {
 
     /// A server does what it is asked.
     fn deliver(&mut self) {
+        let now = self.step;
         let sent = |order: &Order, server: &Server| {
-            matches!(order.state, State::Sent) && server.answers()
+            matches!(order.state, State::Sent) && order.after <= now && server.answers()
         };
         let Some(at) = self.pick(sent) else { return };
         let order = self.net.orders[at].clone();
+        if self.is_late(&order) {
+            return;
+        }
+        let keeps = self.net.plants(Planted::KeepOldConnections);
         let server = &mut self.net.servers[order.node.0];
-        if !server.hears(&order) {
+        if order.starts != server.starts || !server.hears(&order) && !keeps {
             self.net.orders.swap_remove(at);
             return;
         }
@@ -248,6 +291,12 @@ impl World {
         self.net.trace(&|| format!("  node {}: {:?}", order.node.0, order.body));
         self.net.orders[at].state = answer.map_or(State::Waits, State::Answered);
         self.check_slots(&order);
+    }
+
+    /// A slow server's applier takes its time.
+    fn is_late(&mut self, order: &Order) -> bool {
+        let slow = self.net.servers[order.node.0].slow;
+        slow && matches!(order.body, Body::Apply(_)) && !self.net.chance.one_in(10)
     }
 
     fn check_slots(&self, order: &Order) {
@@ -267,7 +316,9 @@ impl World {
         }
         for of in &self.net.servers {
             let part = running.council.part(of.id);
-            if of.id == on.id || of.wiped || part == Some(Part::Fenced) {
+            // Whoever strays is owed nothing, also where the proxy has not found it out yet.
+            let strays = strays(&of.facts(), &running.writer_facts);
+            if of.id == on.id || of.wiped || strays || part == Some(Part::Fenced) {
                 continue;
             }
             let place = on.copies.get(&of.id).copied().unwrap_or(on.slot);
@@ -311,12 +362,12 @@ impl World {
     }
 
     fn fault(&mut self) {
-        if !self.net.chance.one_in(45) {
+        if !self.net.chance.one_in(self.calm) {
             return;
         }
         let at = self.net.chance.below(self.net.servers.len());
         // Two faults in a row like to meet the same cluster.
-        let kind = self.net.chance.below(16);
+        let kind = self.net.chance.below(19);
         let server = &mut self.net.servers[at];
         if server.wiped {
             return;
@@ -343,6 +394,10 @@ impl World {
             10 | 11 => self.kill_proxy(),
             12 | 13 => self.promote(NodeId(at)),
             14 => self.kill_writer(),
+            15..=17 => {
+                server.slow = !server.slow;
+                self.net.trace(&|| format!("node {at} becomes slow, or no longer"));
+            }
             _ => self.operate(),
         }
     }
@@ -389,6 +444,7 @@ impl World {
             let server = &mut self.net.servers[at];
             server.frozen = false;
             server.cut = false;
+            server.slow = false;
             if !server.alive && !server.wiped {
                 self.revive(at);
             }
