@@ -195,16 +195,17 @@ impl Horizon {
             // All of an earlier term is in this one's past. (A writer's answer has no place.)
             return !self.vacant && self.doubt.is_none();
         }
+        // A writer that restarted shows what no majority has.
+        let safe = lsn <= self.written;
         if self.vacant {
-            // The writer can't show anything; a majority's word is enough, if the writer keeps it when it returns.
-            let safe = lsn <= self.written;
+            // It can't show anything; a majority's word is enough, since it shows as much before it is used again.
             if safe {
                 self.acknowledged = self.acknowledged.max(lsn);
             }
             return safe;
         }
         // A node that has just joined may be ahead of the live stream.
-        lsn <= self.last && self.unshown.front().is_none_or(|end| *end > lsn)
+        safe && lsn <= self.decoded && self.unshown.front().is_none_or(|end| *end > lsn)
     }
 
     /// Up to where the writer should be asked what it shows: none where that is known to be everything.

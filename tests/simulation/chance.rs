@@ -22,6 +22,23 @@ impl Chance {
         self.below(times) == 0
     }
 
+    /// An index, each as likely as its weight says.
+    pub fn weighted(&mut self, weights: &[usize]) -> usize {
+        let mut left = self.below(weights.iter().sum());
+        for (at, weight) in weights.iter().enumerate() {
+            if left < *weight {
+                return at;
+            }
+            left -= weight;
+        }
+        0
+    }
+
+    /// The same weights, some of them three times as much: schedules differ in what is slow.
+    pub fn moody<const N: usize>(&mut self, weights: [usize; N]) -> [usize; N] {
+        weights.map(|weight| if self.one_in(3) { weight * 3 } else { weight })
+    }
+
     /// One of these, if there are any.
     pub fn pick<T: Copy>(&mut self, from: &[T]) -> Option<T> {
         if from.is_empty() {

@@ -35,6 +35,16 @@ impl Link {
         let Some(connection) = self.connections.get(&node) else {
             return false;
         };
+        // One question at a time, and the next report when the last one has arrived.
+        let coalesced = matches!(body, Body::Show | Body::Report { .. } | Body::Sample);
+        let same = |order: &Order| {
+            let connected = order.proxy == self.proxy && order.generation == connection.0;
+            let kind = std::mem::discriminant(&order.body) == std::mem::discriminant(&body);
+            connected && kind && order.node == node
+        };
+        if coalesced && net.orders.iter().any(same) {
+            return false;
+        }
         net.send(self.proxy, *connection, node, body, client);
         true
     }

@@ -19,13 +19,13 @@ impl Proxy {
         let floor = self.floor;
         match &mut self.stage {
             Stage::Meeting(meeting) => meeting.step(&mut self.link, floor, net),
-            Stage::Running(running) => match net.chance.below(13) {
-                0..=2 => running.decode(&mut self.link, net),
-                3 | 4 => running.report(&self.link, net),
-                5..=7 => running.apply(node, &self.link, net),
-                8 => running.ask_what_is_shown(&self.link, net),
-                9 => running.move_slot(node, &mut self.link, net),
-                10 | 11 => running.catch_up(node, &mut self.link, net),
+            Stage::Running(running) => match net.chance.weighted(&net.steps) {
+                0 => running.decode(&mut self.link, net),
+                1 => running.report(&self.link, net),
+                2 => running.apply(node, &self.link, net),
+                3 => running.ask_what_is_shown(&self.link, net),
+                4 => running.move_slot(node, &mut self.link, net),
+                5 => running.catch_up(node, &mut self.link, net),
                 _ => running.tell_progress(node, &mut self.link, net),
             },
         }

@@ -69,6 +69,8 @@ pub struct Net {
     numbers: u64,
     writes: Write,
     now: usize,
+    /// How likely each of the proxy's own steps is.
+    pub steps: [usize; 7],
 }
 
 impl Net {
@@ -132,6 +134,10 @@ pub struct World {
     proxy: Option<Proxy>,
     proxies: u32,
     step: usize,
+    /// How likely each kind of step is.
+    weights: [usize; 6],
+    /// When the next fault happens that follows another one closely.
+    soon: Option<usize>,
     /// About so many steps between two faults.
     calm: usize,
     /// Clients begin nothing more.
@@ -151,6 +157,8 @@ impl World {
     pub fn new(seed: u64, planted: Option<Planted>, traces: bool) -> Self {
         let mut chance = Chance::new(seed);
         let nodes = if chance.one_in(3) { 5 } else { 3 };
+        let weights = chance.moody([3, 3, 1, 4, 1, 1]);
+        let steps = chance.moody([4, 2, 4, 1, 1, 2, 1]);
         let calm = chance.pick(&[20, 50, 100, 200]).unwrap_or(50);
         let record = Record {
             epoch: Epoch(1),
@@ -179,11 +187,14 @@ impl World {
                 numbers: 0,
                 writes: 0,
                 now: 0,
+                steps,
             },
             proxy: Some(Proxy::new(1)),
             proxies: 1,
             step: 0,
             calm,
+            weights,
+            soon: None,
             quiet: false,
         }
     }
@@ -228,16 +239,16 @@ impl World {
     fn advance(&mut self) {
         self.step += 1;
         self.net.now = self.step;
-        match self.net.chance.below(11) {
-            0..=2 => self.deliver(),
-            3 | 4 => self.answer(),
-            5 => self.wake(),
-            6..=8 => {
+        match self.net.chance.weighted(&self.weights) {
+            0 => self.deliver(),
+            1 => self.answer(),
+            2 => self.wake(),
+            3 => {
                 if let Some(proxy) = &mut self.proxy {
                     proxy.step(&mut self.net);
                 }
             }
-            9 => self.step_client(),
+            4 => self.step_client(),
             _ => self.notice(),
         }
     }
@@ -252,10 +263,11 @@ impl World {
 
     fn notice(&mut self) {
         let node = NodeId(self.net.chance.below(self.net.servers.len()));
-        if let Some(proxy) = &mut self.proxy
-            && self.net.chance.one_in(3)
-        {
-            proxy.notice(node, &mut self.net);
+        if let Some(proxy) = &mut self.proxy {
+            let known = proxy.link.connections.contains_key(&node);
+            if !known || self.net.chance.one_in(3) {
+                proxy.notice(node, &mut self.net);
+            }
         }
     }
 
@@ -362,11 +374,14 @@ impl World {
     }
 
     fn fault(&mut self) {
-        if !self.net.chance.one_in(self.calm) {
+        let due = self.soon.is_some_and(|soon| soon <= self.step);
+        if !due && !self.net.chance.one_in(self.calm) {
             return;
         }
+        let again = self.net.chance.one_in(3);
+        let soon = self.step + 1 + self.net.chance.below(60);
+        self.soon = again.then_some(soon);
         let at = self.net.chance.below(self.net.servers.len());
-        // Two faults in a row like to meet the same cluster.
         let kind = self.net.chance.below(19);
         let server = &mut self.net.servers[at];
         if server.wiped {
