@@ -106,6 +106,7 @@ impl Running {
             link.send(net, writer, body, None);
         } else {
             self.horizon.written(report.write);
+            self.reported = report;
         }
     }
 
