@@ -157,7 +157,7 @@ impl World {
     pub fn new(seed: u64, planted: Option<Planted>, traces: bool) -> Self {
         let mut chance = Chance::new(seed);
         let nodes = if chance.one_in(3) { 5 } else { 3 };
-        let weights = chance.moody([3, 3, 1, 4, 1, 1]);
+        let weights = chance.moody([4, 4, 1, 4, 2, 2]);
         let steps = chance.moody([4, 2, 4, 1, 1, 2, 1]);
         let calm = chance.pick(&[20, 50, 100, 200]).unwrap_or(50);
         let record = Record {
@@ -381,6 +381,9 @@ impl World {
         let again = self.net.chance.one_in(3);
         let soon = self.step + 1 + self.net.chance.below(60);
         self.soon = again.then_some(soon);
+        if self.net.chance.one_in(2) && self.relieve() {
+            return;
+        }
         let at = self.net.chance.below(self.net.servers.len());
         let kind = self.net.chance.below(19);
         let server = &mut self.net.servers[at];
@@ -389,18 +392,14 @@ impl World {
         }
         match kind {
             0 | 1 if server.alive => self.kill(at),
-            2..=4 if !server.alive => self.revive(at),
-            5 if server.alive => {
+            2 if !server.alive => self.revive(at),
+            5 | 6 if server.alive => {
                 server.frozen = true;
                 self.net.trace(&|| format!("node {at} freezes"));
             }
-            6 | 7 if server.frozen => {
-                server.frozen = false;
-                self.net.trace(&|| format!("node {at} thaws"));
-            }
             8 => {
-                server.cut = !server.cut;
-                self.net.trace(&|| format!("node {at} is cut off, or no longer"));
+                server.cut = true;
+                self.net.trace(&|| format!("node {at} is cut off"));
             }
             9 if server.alive => {
                 self.kill(at);
@@ -415,6 +414,26 @@ impl World {
             }
             _ => self.operate(),
         }
+    }
+
+    /// One server that is dead, frozen or cut off is so no longer, if there is any.
+    fn relieve(&mut self) -> bool {
+        let ill = |server: &&Server| !server.wiped && !server.answers();
+        let ill: Vec<usize> = self.net.servers.iter().filter(ill).map(|s| s.id.0).collect();
+        let Some(at) = self.net.chance.pick(&ill) else {
+            return false;
+        };
+        let server = &mut self.net.servers[at];
+        if !server.alive {
+            self.revive(at);
+        } else if server.frozen {
+            server.frozen = false;
+            self.net.trace(&|| format!("node {at} thaws"));
+        } else {
+            server.cut = false;
+            self.net.trace(&|| format!("node {at} is cut off no longer"));
+        }
+        true
     }
 
     fn kill(&mut self, at: usize) {
