@@ -91,6 +91,13 @@ impl Follower {
         }
     }
 
+    /// The same, and its applier has yet to begin.
+    pub fn beginning(place: UnitId) -> Self {
+        let mut follower = Self::at(place);
+        follower.queue.push_back(Item::Place(place));
+        follower
+    }
+
     pub fn push(&mut self, item: Item) {
         if item.unit() > self.last {
             self.last = item.unit();
@@ -174,7 +181,9 @@ impl Running {
         };
         for (node, facts) in facts {
             running.places.insert(*node, facts.history());
-            running.slots.met(*node, facts.history());
+            if *node != record.writer {
+                running.slots.met(*node, facts.history());
+            }
             if running.council.part(*node) == Some(Part::Live) {
                 running.followers.insert(*node, Follower::at(facts.history()));
             }
@@ -208,10 +217,7 @@ impl Running {
                 term: record.term,
                 lsn,
             };
-            if let Some(follower) = self.followers.get_mut(&node) {
-                follower.last = UnitId::NOTHING;
-                follower.push(Item::Place(place));
-            }
+            self.followers.insert(node, Follower::beginning(place));
         }
         if fresh {
             self.inaugurate();
@@ -295,7 +301,7 @@ impl Running {
                 let server = &net.servers[writer.0];
                 let copy = server.copies.get(&node).copied();
                 let from = copy.expect("an away node has copies on the writer");
-                self.followers.insert(node, Follower::at(place));
+                self.followers.insert(node, Follower::beginning(place));
                 self.catchups.insert(node, entries_before(from));
             }
             Command::Out(node) => {
@@ -386,7 +392,9 @@ impl Running {
 
     fn met(&mut self, node: NodeId, facts: Facts, link: &mut Link, net: &mut Net) {
         self.places.insert(node, facts.history());
-        self.slots.met(node, facts.history());
+        if self.council.record().writer != node {
+            self.slots.met(node, facts.history());
+        }
         let mut stray = strays(&facts, &self.writer_facts);
         if self.council.record().writer == node {
             self.met_end = facts.end;

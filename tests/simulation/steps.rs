@@ -15,25 +15,41 @@ const BATCH: usize = 4;
 impl Proxy {
     /// One step.
     pub fn step(&mut self, net: &mut Net) {
-        let node = NodeId(net.chance.below(net.servers.len()));
         let floor = self.floor;
         match &mut self.stage {
             Stage::Meeting(meeting) => meeting.step(&mut self.link, floor, net),
-            Stage::Running(running) => match net.chance.weighted(&net.steps) {
-                0 => running.decode(&mut self.link, net),
-                1 => running.report(&self.link, net),
-                2 => running.apply(node, &self.link, net),
-                3 => running.ask_what_is_shown(&self.link, net),
-                4 => running.move_slot(node, &mut self.link, net),
-                5 => running.catch_up(node, &mut self.link, net),
-                _ => running.tell_progress(node, &mut self.link, net),
-            },
+            Stage::Running(running) => running.step(&mut self.link, net),
         }
         self.turn(net);
     }
 }
 
 impl Running {
+    fn step(&mut self, link: &mut Link, net: &mut Net) {
+        let kind = net.chance.weighted(&net.steps);
+        let of: Vec<NodeId> = match kind {
+            2 => self.followers.keys().copied().collect(),
+            5 => self.catchups.keys().copied().collect(),
+            _ => self.council.nodes(),
+        };
+        let Some(node) = net.chance.pick(&of) else {
+            return;
+        };
+        match kind {
+            0 => self.decode(link, net),
+            1 => self.report(link, net),
+            2 => self.apply(node, link, net),
+            3 => self.ask_what_is_shown(link, net),
+            4 => self.move_slot(node, link, net),
+            5 => {
+                for _ in 0..=net.chance.below(6) {
+                    self.catch_up(node, link, net);
+                }
+            }
+            _ => self.tell_progress(node, link, net),
+        }
+    }
+
     /// The next entry of the writer's log.
     fn decode(&mut self, link: &mut Link, net: &mut Net) {
         let writer = self.council.record().writer;
@@ -221,12 +237,18 @@ impl Running {
         }
     }
 
+    /// The last unit of the writer's that a slot at this place may have forgotten: behind the last one there is none.
+    pub fn last_before(&self, slot: Lsn) -> UnitId {
+        let last = self.horizon.last();
+        UnitId {
+            term: last.term,
+            lsn: slot.min(last.lsn),
+        }
+    }
+
     fn has_copies_to_drop(&self, node: NodeId, net: &Net) -> bool {
         let place = self.places.get(&node).copied().unwrap_or_default();
-        let flush = UnitId {
-            term: self.horizon.term(),
-            lsn: self.reported.flush.max(self.start),
-        };
+        let flush = self.last_before(self.reported.flush.max(self.start));
         let held = net.servers.iter().any(|server| server.copies.contains_key(&node));
         held && (self.slots.settled(place, flush) || net.plants(Planted::DropEarly))
     }

@@ -13,7 +13,7 @@ use crate::server::{Entry, Server, Write};
 /// How long faults happen, in steps.
 const FAULTS: usize = 1500;
 /// By when all must be well again.
-const HEAL: usize = 60_000;
+const HEAL: usize = 100_000;
 
 /// A fault in the proxy that the simulation must find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -582,7 +582,9 @@ fn make_anew(running: &Running, node: NodeId, net: &mut Net) {
         return;
     };
     let server = &net.servers[writer.0];
-    if least.term != term || !server.answers() {
+    // Taken after its copies, it holds all that they have forgotten.
+    let flush = running.last_before(server.slot);
+    if least.term != term || !server.answers() || !running.slots.settled(least, flush) {
         return;
     }
     let own = |(at, entry): &(usize, &Entry)| {
