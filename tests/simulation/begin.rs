@@ -119,7 +119,7 @@ impl Meeting {
                     let oldest = facts.values().map(|facts| facts.record).min();
                     facts.values_mut().for_each(|facts| facts.record = oldest.unwrap_or(facts.record));
                 }
-                let mut plan = decide(net.servers.len(), epoch, &facts, &BTreeSet::new());
+                let mut plan = decide(net.servers.len(), epoch, &facts, &wiped(net));
                 if let Plan::Elect { record, parts } = &mut plan
                     && net.plants(Planted::ElectAnybody)
                 {
@@ -165,4 +165,10 @@ impl Meeting {
             _ => {}
         }
     }
+}
+
+/// Nodes that are being made anew: recorded as owed nothing.
+fn wiped(net: &Net) -> BTreeSet<NodeId> {
+    let wiped = net.servers.iter().filter(|server| server.wiped);
+    wiped.map(|server| server.id).collect()
 }

@@ -11,7 +11,7 @@ use crate::proxy::{Proxy, Running, Stage};
 use crate::server::{Entry, Server, Write};
 
 /// How long faults happen, in steps.
-const FAULTS: usize = 1500;
+const FAULTS: usize = 2500;
 /// By when all must be well again.
 const HEAL: usize = 100_000;
 
@@ -112,7 +112,8 @@ impl Net {
         client: Option<usize>,
     ) {
         let id = self.number();
-        let late = if self.chance.one_in(12) { 150 } else { 1 };
+        let seldom = if matches!(body, Body::Copy(_)) { 3 } else { 12 };
+        let late = if self.chance.one_in(seldom) { 150 } else { 1 };
         let after = self.now + self.chance.below(late);
         self.orders.push(Order {
             after,
@@ -138,6 +139,8 @@ pub struct World {
     weights: [usize; 6],
     /// When the next fault happens that follows another one closely.
     soon: Option<usize>,
+    /// So many steps after a proxy has begun the writer dies.
+    doom: Option<usize>,
     /// About so many steps between two faults.
     calm: usize,
     /// Clients begin nothing more.
@@ -195,6 +198,7 @@ impl World {
             calm,
             weights,
             soon: None,
+            doom: None,
             quiet: false,
         }
     }
@@ -374,6 +378,12 @@ impl World {
     }
 
     fn fault(&mut self) {
+        if self.running().is_some() && self.doom.is_some() {
+            self.doom = self.doom.and_then(|doom| doom.checked_sub(1));
+            if self.doom.is_none() {
+                self.kill_writer();
+            }
+        }
         let due = self.soon.is_some_and(|soon| soon <= self.step);
         if !due && !self.net.chance.one_in(self.calm) {
             return;
@@ -405,7 +415,11 @@ impl World {
                 self.kill(at);
                 self.revive(at);
             }
-            10 | 11 => self.kill_proxy(),
+            10 => self.kill_proxy(),
+            11 => {
+                self.kill_proxy();
+                self.doom = Some(self.net.chance.below(60));
+            }
             12 | 13 => self.promote(NodeId(at)),
             14 => self.kill_writer(),
             15..=17 => {
