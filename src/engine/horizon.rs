@@ -118,7 +118,12 @@ impl Horizon {
     }
 
     fn acknowledge(&mut self) {
-        while let Some(end) = self.unwritten.front().copied().filter(|end| *end <= self.written) {
+        while let Some(end) = self
+            .unwritten
+            .front()
+            .copied()
+            .filter(|end| *end <= self.written)
+        {
             self.unwritten.pop_front();
             self.acknowledged = self.acknowledged.max(end);
         }

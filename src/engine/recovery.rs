@@ -140,7 +140,11 @@ pub fn with_writer(
     };
     Plan::GoOn {
         record,
-        start: writer.offices.get(&record.term).copied().unwrap_or_default(),
+        start: writer
+            .offices
+            .get(&record.term)
+            .copied()
+            .unwrap_or_default(),
         parts: (0..nodes)
             .map(NodeId)
             .map(|node| (node, part(node)))

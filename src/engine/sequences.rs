@@ -18,7 +18,8 @@ const LOGGED_AHEAD: u64 = 32;
 /// What one sequence allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Block {
-    /// How many values every follower that counts is ahead of the writer's, as that was read.
+    /// How many values every follower that counts is ahead of what the writer had logged when it was read:
+    /// `last_value` and the `log_cnt` values that it may still hand out without another record.
     pub ahead: u64,
     /// CACHE.
     pub cache: u64,
@@ -65,7 +66,6 @@ impl Sequences {
 
     /// A follower begins to count that was not raised: nothing is covered until all are.
     pub fn joined(&mut self) {
-        self.covered = self.read.min(self.covered);
         self.read = Lsn::default();
         self.covered = Lsn::default();
     }
@@ -81,7 +81,10 @@ impl Sequences {
     pub fn limit(&self) -> Lsn {
         match self.jump {
             // Before the jump the block counts, behind it only another reading.
-            Some(jump) => self.covered.min(Lsn(jump.0.saturating_sub(1))).max(self.read),
+            Some(jump) => self
+                .covered
+                .min(Lsn(jump.0.saturating_sub(1)))
+                .max(self.read),
             None => self.covered,
         }
     }

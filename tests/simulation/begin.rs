@@ -78,7 +78,9 @@ impl Meeting {
 
     fn known(&self) -> BTreeMap<NodeId, Facts> {
         let known = self.facts.iter();
-        known.map(|(node, (facts, _))| (*node, facts.clone())).collect()
+        known
+            .map(|(node, (facts, _))| (*node, facts.clone()))
+            .collect()
     }
 
     /// Does what comes next, if anything does.
@@ -117,7 +119,9 @@ impl Meeting {
                 let mut facts = self.known();
                 if net.plants(Planted::AdoptTheOldest) {
                     let oldest = facts.values().map(|facts| facts.record).min();
-                    facts.values_mut().for_each(|facts| facts.record = oldest.unwrap_or(facts.record));
+                    for facts in facts.values_mut() {
+                        facts.record = oldest.unwrap_or(facts.record);
+                    }
                 }
                 let mut plan = decide(net.servers.len(), epoch, &facts, &wiped(net));
                 if let Plan::Elect { record, parts } = &mut plan
@@ -155,7 +159,15 @@ impl Meeting {
             } => {
                 let facts = self.known();
                 let slot = self.facts[&record.writer].1;
-                let running = Running::new(*record, *start, slot, parts, &facts, false, net.plants(Planted::PretendDecoded));
+                let running = Running::new(
+                    *record,
+                    *start,
+                    slot,
+                    parts,
+                    &facts,
+                    false,
+                    net.plants(Planted::PretendDecoded),
+                );
                 self.ready = Some(Box::new(running));
             }
             Plan::Elect { record, .. } if !self.taking => {

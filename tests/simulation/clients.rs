@@ -18,9 +18,14 @@ const CLIENTS: usize = 5;
 enum Waits {
     Nothing,
     /// Its COMMIT is with the writer.
-    Commit { node: NodeId, write: Write },
+    Commit {
+        node: NodeId,
+        write: Write,
+    },
     /// Its COMMIT was with a writer that is lost.
-    Truth { write: Write },
+    Truth {
+        write: Write,
+    },
     /// A node reads for it; what was certain when it asked.
     Rows {
         node: NodeId,

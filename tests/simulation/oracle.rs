@@ -28,8 +28,13 @@ impl Oracle {
 
     /// A client was told that its write is there.
     pub fn acknowledge(&mut self, write: Write, servers: &[Server]) {
-        assert!(!self.never.contains(&write), "write {write} was denied, then acknowledged");
-        let holders = servers.iter().filter(|server| !server.wiped && server.history().contains(&write));
+        assert!(
+            !self.never.contains(&write),
+            "write {write} was denied, then acknowledged"
+        );
+        let holders = servers
+            .iter()
+            .filter(|server| !server.wiped && server.history().contains(&write));
         let count = holders.count();
         assert!(
             count > servers.len() / 2,
@@ -41,7 +46,10 @@ impl Oracle {
 
     /// A client was told that its write is not there and never will be.
     pub fn deny(&mut self, write: Write) {
-        assert!(!self.certain.contains(&write), "write {write} is there, and is denied");
+        assert!(
+            !self.certain.contains(&write),
+            "write {write} is there, and is denied"
+        );
         self.never.insert(write);
     }
 
@@ -62,28 +70,43 @@ impl Oracle {
 
     /// What is reported to a writer whose term began at `start`, after `last`. A node that has become live since
     /// may still lack what was flushed before, and is held by its copies.
-    pub fn report(&self, last: Report, report: Report, start: Lsn, writer: NodeId, owed: &[NodeId], servers: &[Server]) {
+    pub fn report(
+        last: Report,
+        report: Report,
+        start: Lsn,
+        writer: NodeId,
+        owed: &[NodeId],
+        servers: &[Server],
+    ) {
         assert!(report.flush <= report.write, "flush is ahead of write");
         let log = &servers[writer.0].log;
         let histories: Vec<_> = servers.iter().map(Server::history).collect();
         for (at, entry) in log.iter().enumerate().skip(entries_before(start)) {
-            let Entry::Own { write, .. } = entry else { continue };
+            let Entry::Own { write, .. } = entry else {
+                continue;
+            };
             let has = |server: &Server| !server.wiped && histories[server.id.0].contains(write);
             if end_of(at) <= report.write {
                 let count = servers.iter().filter(|server| has(server)).count();
-                assert!(count > servers.len() / 2, "write {write} is reported and on {count} nodes");
+                assert!(
+                    count > servers.len() / 2,
+                    "write {write} is reported and on {count} nodes"
+                );
             }
             if end_of(at) > last.flush && end_of(at) <= report.flush {
                 // One that is made anew gets a copy that is taken later.
                 let lacks = |node: &&NodeId| !servers[node.0].wiped && !has(&servers[node.0]);
                 let lacks = owed.iter().find(lacks);
-                assert!(lacks.is_none(), "write {write} is flushed, but {lacks:?} lacks it");
+                assert!(
+                    lacks.is_none(),
+                    "write {write} is flushed, but {lacks:?} lacks it"
+                );
             }
         }
     }
 
     /// A slot of `on` that holds what `of` lacks stands at `place`.
-    pub fn slot(&self, on: &Server, of: &Server, place: Lsn) {
+    pub fn slot(on: &Server, of: &Server, place: Lsn) {
         let theirs = of.history();
         let forgotten = on.history_before(entries_before(place));
         let lost = forgotten.iter().find(|write| !theirs.contains(write));
@@ -107,7 +130,10 @@ impl Oracle {
             );
         }
         let all: BTreeSet<_> = first.iter().copied().collect();
-        assert!(all.len() == first.len(), "a write is there twice: {first:?}");
+        assert!(
+            all.len() == first.len(),
+            "a write is there twice: {first:?}"
+        );
         let lost: Vec<_> = self.certain.difference(&all).collect();
         assert!(lost.is_empty(), "lost: {lost:?}");
         let denied: Vec<_> = self.never.intersection(&all).collect();

@@ -13,7 +13,10 @@ use crate::server::Write;
 /// What a follower's applier does in one transaction with others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Item {
-    Unit { unit: UnitId, write: Write },
+    Unit {
+        unit: UnitId,
+        write: Write,
+    },
     /// An applier's beginning: commits that wait for a report, of an office that is over, wait no more, since all of
     /// them are in the history. Then nothing but the place: everything up to this unit is there.
     Place(UnitId),
@@ -38,7 +41,10 @@ pub enum Body {
     Write(Write),
     Read,
     Show,
-    Report { write: Lsn, flush: Lsn },
+    Report {
+        write: Lsn,
+        flush: Lsn,
+    },
     Apply(Vec<Item>),
     Copy(NodeId),
     Drop(NodeId),

@@ -111,6 +111,10 @@ impl Follower {
 }
 
 /// A proxy that runs.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "a model says plainly what is so"
+)]
 pub struct Running {
     pub council: Council,
     pub confirmer: Confirmer,
@@ -185,7 +189,9 @@ impl Running {
                 running.slots.met(*node, facts.history());
             }
             if running.council.part(*node) == Some(Part::Live) {
-                running.followers.insert(*node, Follower::at(facts.history()));
+                running
+                    .followers
+                    .insert(*node, Follower::at(facts.history()));
             }
         }
         running.open(fresh);
@@ -372,12 +378,10 @@ impl Running {
                 self.writer_facts = *facts;
                 self.tell(Event::TookOffice(start), link, net);
             }
-            (Body::Meet(_), Answer::Met(facts, _)) => self.met(node, *facts, link, net),
+            (Body::Meet(_), Answer::Met(facts, _)) => self.met(node, &facts, link, net),
             (Body::Apply(items), _) => self.applied(node, items),
-            (Body::Show, Answer::Shown(place)) => {
-                if self.council.writer() == Some(node) {
-                    self.horizon.shown(place);
-                }
+            (Body::Show, Answer::Shown(place)) if self.council.writer() == Some(node) => {
+                self.horizon.shown(place);
             }
             (Body::Copy(of), _) => self.tell(Event::Copied { of: *of, on: node }, link, net),
             (Body::Drop(of), _) => self.tell(Event::Dropped { of: *of, on: node }, link, net),
@@ -390,12 +394,12 @@ impl Running {
         }
     }
 
-    fn met(&mut self, node: NodeId, facts: Facts, link: &mut Link, net: &mut Net) {
+    fn met(&mut self, node: NodeId, facts: &Facts, link: &mut Link, net: &mut Net) {
         self.places.insert(node, facts.history());
         if self.council.record().writer != node {
             self.slots.met(node, facts.history());
         }
-        let mut stray = strays(&facts, &self.writer_facts);
+        let mut stray = strays(facts, &self.writer_facts);
         if self.council.record().writer == node {
             self.met_end = facts.end;
             stray = false;
@@ -436,7 +440,7 @@ impl Running {
 
 /// Where the proxy stands.
 pub enum Stage {
-    Meeting(Meeting),
+    Meeting(Box<Meeting>),
     Running(Box<Running>),
 }
 
@@ -455,7 +459,7 @@ impl Proxy {
                 proxy,
                 connections: BTreeMap::new(),
             },
-            stage: Stage::Meeting(Meeting::default()),
+            stage: Stage::Meeting(Box::default()),
             floor: Epoch(0),
         }
     }
@@ -507,7 +511,7 @@ impl Proxy {
             self.link.renew(net, node);
         }
         net.trace(&|| "    begins anew from facts".to_owned());
-        self.stage = Stage::Meeting(Meeting::default());
+        self.stage = Stage::Meeting(Box::default());
     }
 
     /// It notices that a node is gone or there again.

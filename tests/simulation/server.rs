@@ -32,6 +32,10 @@ pub enum Entry {
 }
 
 /// See the module.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "a model says plainly what is so"
+)]
 pub struct Server {
     pub id: NodeId,
     pub alive: bool,
@@ -150,7 +154,11 @@ impl Server {
         match &self.log[at] {
             Entry::Own { write, .. } => {
                 let commit = commit_of(at);
-                let office = self.offices.iter().rev().find(|(_, start)| **start <= commit);
+                let office = self
+                    .offices
+                    .iter()
+                    .rev()
+                    .find(|(_, start)| **start <= commit);
                 let (term, _) = office?;
                 let unit = UnitId {
                     term: *term,
@@ -202,7 +210,12 @@ impl Server {
         let hidden = |(at, entry): &(usize, &Entry)| {
             matches!(entry, Entry::Own { shown: false, .. }) && end_of(*at) <= self.written
         };
-        self.log.iter().enumerate().filter(hidden).map(|(at, _)| at).collect()
+        self.log
+            .iter()
+            .enumerate()
+            .filter(hidden)
+            .map(|(at, _)| at)
+            .collect()
     }
 
     /// A released commit comes to be seen; whose answer that is.
@@ -303,7 +316,11 @@ impl Server {
         };
         if let Entry::Applied { write, .. } = entry {
             let twice = self.history().contains(&write);
-            assert!(!twice, "write {write} is applied twice on node {}", self.id.0);
+            assert!(
+                !twice,
+                "write {write} is applied twice on node {}",
+                self.id.0
+            );
         }
         let place = self.places.entry(unit.term).or_default();
         *place = (*place).max(unit.lsn);

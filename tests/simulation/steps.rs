@@ -4,8 +4,9 @@ use synapsedb::engine::confirm::Report;
 use synapsedb::engine::council::words::{Event, Part, Phase};
 use synapsedb::ids::{Lsn, NodeId, UnitId};
 
+use crate::oracle::Oracle;
 use crate::orders::{Body, Item};
-use crate::proxy::{Link, Proxy, Running, STREAM, Stage};
+use crate::proxy::{Follower, Link, Proxy, Running, STREAM, Stage};
 use crate::server::{Entry, commit_of, end_of};
 use crate::world::{Net, Planted};
 
@@ -111,7 +112,7 @@ impl Running {
                     flush,
                     ..self.reported
                 };
-                net.oracle.report(last, report, self.office, writer, &owed, &net.servers);
+                Oracle::report(last, report, self.office, writer, &owed, &net.servers);
                 self.reported = report;
             }
             self.horizon.written(report.write);
@@ -210,7 +211,8 @@ impl Running {
     /// What the council waits to be told.
     fn tell_progress(&mut self, node: NodeId, link: &mut Link, net: &mut Net) {
         let part = self.council.part(node);
-        let idle = self.followers.get(&node).is_some_and(|follower| follower.is_idle());
+        let follower = self.followers.get(&node);
+        let idle = follower.is_some_and(Follower::is_idle);
         if part == Some(Part::Live) && idle && self.stream.is_some() {
             // Everything decoded was queued for it.
             let last = self.horizon.last();
@@ -249,8 +251,10 @@ impl Running {
     fn has_copies_to_drop(&self, node: NodeId, net: &Net) -> bool {
         let place = self.places.get(&node).copied().unwrap_or_default();
         let flush = self.last_before(self.reported.flush.max(self.start));
-        let held = net.servers.iter().any(|server| server.copies.contains_key(&node));
+        let held = net
+            .servers
+            .iter()
+            .any(|server| server.copies.contains_key(&node));
         held && (self.slots.settled(place, flush) || net.plants(Planted::DropEarly))
     }
 }
-

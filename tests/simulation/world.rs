@@ -1,14 +1,14 @@
 //! Everything there is: servers, what is on its way, the proxy if it lives, and the faults.
 
-use synapsedb::engine::council::words::{Event, Part, Phase};
+use synapsedb::engine::council::words::{Part, Phase};
 use synapsedb::engine::recovery::{Record, strays};
-use synapsedb::ids::{Epoch, Lsn, NodeId, UnitId};
+use synapsedb::ids::{Epoch, Lsn, NodeId};
 
 use crate::chance::Chance;
 use crate::oracle::Oracle;
 use crate::orders::{Answer, Body, Order, State};
-use crate::proxy::{Proxy, Running, Stage};
-use crate::server::{Entry, Server, Write};
+use crate::proxy::{Follower, Proxy, Running, Stage};
+use crate::server::{Server, Write};
 
 /// How long faults happen, in steps.
 const FAULTS: usize = 2500;
@@ -18,45 +18,41 @@ const HEAL: usize = 100_000;
 /// A fault in the proxy that the simulation must find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Planted {
+    /// A follower's answer goes out before the writer shows what it shows.
     ShowAtOnce,
+    /// A read begins on a follower that lacks something acknowledged.
     ReadBehind,
+    /// What has been decoded is reported as written.
     ConfirmAlone,
+    /// What a majority has is reported as flushed.
     FlushTheMajority,
+    /// No slots are copied for a node that leaves.
     ForgetCopies,
+    /// A follower's slot moves though it has no copies for those who are away.
     MoveWithoutCopies,
+    /// A follower is taken for level while it still has units to apply.
     SkipLevelling,
+    /// A writer is used while what it shows may be on no majority.
     NoDoubt,
+    /// A node is live before it was given all that came before the live stream.
     JoinEarly,
+    /// Nobody is fenced for what it has and the others have not.
     TakeStraysBack,
+    /// Copies go while their node lacks what slots have forgotten.
     DropEarly,
+    /// A proxy that starts goes by the oldest record it finds.
     AdoptTheOldest,
+    /// A killed proxy's connections are not ended.
     KeepOldConnections,
+    /// What a follower may have shown is judged when the read begins.
     MarkEarly,
+    /// The shortest history takes office.
     ElectAnybody,
+    /// A writer that is lost before its log was read is followed by who has what was read.
     PretendDecoded,
+    /// An applier leaves commits waiting on a former writer.
     KeepWaits,
 }
-
-/// All of them.
-pub const ALL: [Planted; 17] = [
-    Planted::ShowAtOnce,
-    Planted::ReadBehind,
-    Planted::ConfirmAlone,
-    Planted::FlushTheMajority,
-    Planted::ForgetCopies,
-    Planted::MoveWithoutCopies,
-    Planted::SkipLevelling,
-    Planted::NoDoubt,
-    Planted::JoinEarly,
-    Planted::TakeStraysBack,
-    Planted::DropEarly,
-    Planted::AdoptTheOldest,
-    Planted::KeepOldConnections,
-    Planted::MarkEarly,
-    Planted::ElectAnybody,
-    Planted::PretendDecoded,
-    Planted::KeepWaits,
-];
 
 /// The servers and what is on its way to and from them.
 pub struct Net {
@@ -131,18 +127,19 @@ impl Net {
 
 /// See the module.
 pub struct World {
-    net: Net,
-    proxy: Option<Proxy>,
-    proxies: u32,
-    step: usize,
+    pub net: Net,
+    pub proxy: Option<Proxy>,
+    pub proxies: u32,
+    pub step: usize,
     /// How likely each kind of step is.
     weights: [usize; 6],
     /// When the next fault happens that follows another one closely.
-    soon: Option<usize>,
+    pub soon: Option<usize>,
     /// So many steps after a proxy has begun the writer dies.
-    doom: Option<usize>,
+    pub doom: Option<usize>,
     /// About so many steps between two faults.
-    calm: usize,
+    pub calm: usize,
+    changes: usize,
     /// Clients begin nothing more.
     quiet: bool,
 }
@@ -152,8 +149,18 @@ pub struct World {
 pub struct Done {
     pub acknowledged: usize,
     pub reads: usize,
-    pub terms: u64,
+    /// How often a writer took office.
+    pub changes: usize,
     pub steps: usize,
+}
+
+impl Done {
+    pub fn add(&mut self, other: Self) {
+        self.acknowledged += other.acknowledged;
+        self.reads += other.reads;
+        self.changes += other.changes;
+        self.steps += other.steps;
+    }
 }
 
 impl World {
@@ -199,6 +206,7 @@ impl World {
             weights,
             soon: None,
             doom: None,
+            changes: 0,
             quiet: false,
         }
     }
@@ -228,12 +236,12 @@ impl World {
         Done {
             acknowledged: self.net.oracle.acknowledged,
             reads: self.net.oracle.reads,
-            terms: self.running().map_or(0, |running| running.horizon.term().0),
+            changes: self.changes,
             steps: self.step,
         }
     }
 
-    fn running(&self) -> Option<&Running> {
+    pub fn running(&self) -> Option<&Running> {
         match &self.proxy.as_ref()?.stage {
             Stage::Running(running) => Some(running),
             Stage::Meeting(_) => None,
@@ -304,7 +312,9 @@ impl World {
             return;
         }
         let answer = server.execute(&order);
-        self.net.trace(&|| format!("  node {}: {:?}", order.node.0, order.body));
+        self.changes += usize::from(matches!(order.body, Body::TakeOffice(_)));
+        self.net
+            .trace(&|| format!("  node {}: {:?}", order.node.0, order.body));
         self.net.orders[at].state = answer.map_or(State::Waits, State::Answered);
         self.check_slots(&order);
     }
@@ -324,10 +334,7 @@ impl World {
             return;
         };
         let on = &self.net.servers[order.node.0];
-        if matches!(
-            running.council.part(on.id),
-            Some(Part::Fenced) | None
-        ) {
+        if matches!(running.council.part(on.id), Some(Part::Fenced) | None) {
             return;
         }
         for of in &self.net.servers {
@@ -338,7 +345,7 @@ impl World {
                 continue;
             }
             let place = on.copies.get(&of.id).copied().unwrap_or(on.slot);
-            self.net.oracle.slot(on, of, place);
+            Oracle::slot(on, of, place);
         }
     }
 
@@ -371,166 +378,14 @@ impl World {
             return;
         };
         let waits = self.net.servers[node].show(at);
-        let order = self.net.orders.iter_mut().find(|order| Some(order.id) == waits);
+        let order = self
+            .net
+            .orders
+            .iter_mut()
+            .find(|order| Some(order.id) == waits);
         if let Some(order) = order {
             order.state = State::Answered(Answer::Done);
         }
-    }
-
-    fn fault(&mut self) {
-        if self.running().is_some() && self.doom.is_some() {
-            self.doom = self.doom.and_then(|doom| doom.checked_sub(1));
-            if self.doom.is_none() {
-                self.kill_writer();
-            }
-        }
-        let due = self.soon.is_some_and(|soon| soon <= self.step);
-        if !due && !self.net.chance.one_in(self.calm) {
-            return;
-        }
-        let again = self.net.chance.one_in(3);
-        let soon = self.step + 1 + self.net.chance.below(60);
-        self.soon = again.then_some(soon);
-        if self.net.chance.one_in(2) && self.relieve() {
-            return;
-        }
-        let at = self.net.chance.below(self.net.servers.len());
-        let kind = self.net.chance.below(19);
-        let server = &mut self.net.servers[at];
-        if server.wiped {
-            return;
-        }
-        match kind {
-            0 | 1 if server.alive => self.kill(at),
-            2 if !server.alive => self.revive(at),
-            5 | 6 if server.alive => {
-                server.frozen = true;
-                self.net.trace(&|| format!("node {at} freezes"));
-            }
-            8 => {
-                server.cut = true;
-                self.net.trace(&|| format!("node {at} is cut off"));
-            }
-            9 if server.alive => {
-                self.kill(at);
-                self.revive(at);
-            }
-            10 => self.kill_proxy(),
-            11 => {
-                self.kill_proxy();
-                self.doom = Some(self.net.chance.below(60));
-            }
-            12 | 13 => self.promote(NodeId(at)),
-            14 => self.kill_writer(),
-            15..=17 => {
-                server.slow = !server.slow;
-                self.net.trace(&|| format!("node {at} becomes slow, or no longer"));
-            }
-            _ => self.operate(),
-        }
-    }
-
-    /// One server that is dead, frozen or cut off is so no longer, if there is any.
-    fn relieve(&mut self) -> bool {
-        let ill = |server: &&Server| !server.wiped && !server.answers();
-        let ill: Vec<usize> = self.net.servers.iter().filter(ill).map(|s| s.id.0).collect();
-        let Some(at) = self.net.chance.pick(&ill) else {
-            return false;
-        };
-        let server = &mut self.net.servers[at];
-        if !server.alive {
-            self.revive(at);
-        } else if server.frozen {
-            server.frozen = false;
-            self.net.trace(&|| format!("node {at} thaws"));
-        } else {
-            server.cut = false;
-            self.net.trace(&|| format!("node {at} is cut off no longer"));
-        }
-        true
-    }
-
-    fn kill(&mut self, at: usize) {
-        self.net.trace(&|| format!("node {at} dies"));
-        self.net.servers[at].crash();
-        // What was on its way to it is gone; what it had answered may still arrive.
-        let kept = |order: &Order| order.node.0 != at || matches!(order.state, State::Answered(_));
-        self.net.orders.retain(kept);
-    }
-
-    fn kill_writer(&mut self) {
-        let writer = self.running().and_then(|running| running.council.writer());
-        if let Some(writer) = writer
-            && self.net.servers[writer.0].alive
-        {
-            self.kill(writer.0);
-        }
-    }
-
-    fn revive(&mut self, at: usize) {
-        self.net.trace(&|| format!("node {at} starts"));
-        self.net.servers[at].start();
-    }
-
-    fn kill_proxy(&mut self) {
-        self.proxies += 1;
-        self.net.trace(&|| "the proxy dies, and another starts".to_owned());
-        self.proxy = Some(Proxy::new(self.proxies));
-    }
-
-    fn promote(&mut self, to: NodeId) {
-        if let Some(proxy) = &mut self.proxy {
-            if let Stage::Running(running) = &mut proxy.stage {
-                running.tell(Event::Promote(to), &mut proxy.link, &mut self.net);
-            }
-            proxy.turn(&mut self.net);
-        }
-    }
-
-    fn mend_all(&mut self) {
-        for at in 0..self.net.servers.len() {
-            let server = &mut self.net.servers[at];
-            server.frozen = false;
-            server.cut = false;
-            server.slow = false;
-            if !server.alive && !server.wiped {
-                self.revive(at);
-            }
-        }
-    }
-
-    /// Somebody has fenced nodes made anew.
-    fn operate(&mut self) {
-        let Some(proxy) = &mut self.proxy else { return };
-        let Stage::Running(running) = &mut proxy.stage else {
-            return;
-        };
-        if running.council.phase() != Phase::Serving {
-            return;
-        }
-        let nodes = running.council.nodes();
-        let part = |node: &NodeId| running.council.part(*node);
-        let wiped = nodes.iter().copied().find(|node| self.net.servers[node.0].wiped);
-        if let Some(node) = wiped {
-            if part(&node) == Some(Part::Away) {
-                make_anew(running, node, &mut self.net);
-            } else if part(&node) == Some(Part::Fenced) {
-                running.tell(Event::Mend(node), &mut proxy.link, &mut self.net);
-            }
-            return;
-        }
-        let fenced = nodes.iter().copied().find(|node| part(node) == Some(Part::Fenced));
-        if let Some(node) = fenced {
-            self.net.trace(&|| format!("node {} is wiped", node.0));
-            running.tell(Event::Mend(node), &mut proxy.link, &mut self.net);
-            let server = &mut self.net.servers[node.0];
-            server.crash();
-            server.wiped = true;
-            server.cut = false;
-            self.net.orders.retain(|order| order.node != node);
-            proxy.notice(node, &mut self.net);
-        }
-        proxy.turn(&mut self.net);
     }
 
     fn is_well(&self, acknowledged: usize, reads: usize) -> bool {
@@ -543,7 +398,7 @@ impl World {
             return false;
         };
         let all = council.nodes();
-        let idle = running.followers.values().all(|follower| follower.is_idle());
+        let idle = running.followers.values().all(Follower::is_idle);
         let log = &self.net.servers[writer.0].log;
         council.phase() == Phase::Serving
             && all.iter().all(serves)
@@ -562,7 +417,10 @@ impl World {
             return "the proxy meets the nodes".to_owned();
         };
         let nodes = running.council.nodes();
-        let parts: Vec<_> = nodes.iter().filter_map(|n| running.council.part(*n)).collect();
+        let parts: Vec<_> = nodes
+            .iter()
+            .filter_map(|n| running.council.part(*n))
+            .collect();
         format!(
             "{:?} {parts:?} {:?} {:?} stream {:?}",
             running.council.phase(),
@@ -571,48 +429,4 @@ impl World {
             running.stream
         )
     }
-}
-
-/// A node gets all that everybody has, and its place; its copies elsewhere hold the rest. Where others
-/// are on their way back, its own slot would not hold what they lack.
-fn make_anew(running: &Running, node: NodeId, net: &mut Net) {
-    let term = running.horizon.term();
-    let mut least = UnitId {
-        term,
-        lsn: running.confirmer.decoded(),
-    };
-    for other in running.council.nodes() {
-        match running.council.part(other) {
-            Some(Part::Live) => {
-                let place = running.places.get(&other).copied().unwrap_or_default();
-                least = least.min(place);
-            }
-            Some(Part::Writer | Part::Fenced) => {}
-            _ if other == node => {}
-            _ => return,
-        }
-    }
-    let Some(writer) = running.council.writer() else {
-        return;
-    };
-    let server = &net.servers[writer.0];
-    // Taken after its copies, it holds all that they have forgotten.
-    let flush = running.last_before(server.slot);
-    if least.term != term || !server.answers() || !running.slots.settled(least, flush) {
-        return;
-    }
-    let own = |(at, entry): &(usize, &Entry)| {
-        let unit = server.unit(*at).map(|(unit, _)| unit);
-        matches!(entry, Entry::Base(_)) || unit.is_some_and(|unit| unit <= least)
-    };
-    let mut writes = Vec::new();
-    for (_, entry) in server.log.iter().enumerate().filter(own) {
-        match entry {
-            Entry::Own { write, .. } | Entry::Applied { write, .. } => writes.push(*write),
-            Entry::Base(base) => writes.extend(base),
-            Entry::Local => {}
-        }
-    }
-    net.trace(&|| format!("node {} is made anew up to {least}", node.0));
-    net.servers[node.0].make_anew(writes, least);
 }

@@ -372,12 +372,11 @@ impl Council {
     fn advance(&mut self, commands: &mut Vec<Command>) {
         match self.phase {
             Phase::Concluded => return,
-            Phase::Serving => self.advance_members(commands),
             Phase::Vacant => self.advance_vacant(commands),
             Phase::Handing { to, drained: true } if self.all_level() => {
                 self.begin_change(to, true, commands);
             }
-            Phase::Handing { .. } => self.advance_members(commands),
+            Phase::Serving | Phase::Handing { .. } => self.advance_members(commands),
             Phase::Recording { to, promised } => self.advance_recording(to, promised, commands),
             Phase::Taking { .. } => {}
         }
@@ -405,9 +404,8 @@ impl Council {
     }
 
     fn advance_recording(&mut self, to: NodeId, promised: bool, commands: &mut Vec<Command>) {
-        let enough = |nodes: &BTreeSet<NodeId>| {
-            nodes.len() >= self.majority() && nodes.contains(&to)
-        };
+        let enough =
+            |nodes: &BTreeSet<NodeId>| nodes.len() >= self.majority() && nodes.contains(&to);
         if !promised && enough(&self.promised) {
             self.phase = Phase::Recording { to, promised: true };
             for node in self.reachable() {
@@ -495,9 +493,10 @@ impl Council {
     }
 
     fn is_copied(&self, of: NodeId) -> bool {
-        let mut serving = self.seats.iter().filter(|(_, seat)| {
-            matches!(seat.part, Part::Writer | Part::Live)
-        });
+        let mut serving = self
+            .seats
+            .iter()
+            .filter(|(_, seat)| matches!(seat.part, Part::Writer | Part::Live));
         serving.all(|(on, _)| self.copies.contains(&Copies { of, on: *on }))
     }
 
