@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::guests::Guest;
 use super::service::{Answer, Order, Outcome, OwnNames, Service};
 use super::steward::Steward;
 use crate::error::ClientError;
@@ -73,6 +74,10 @@ impl Service for Asked {
 
     fn replicates(&self, database: &str) -> bool {
         self.steward.replicates(database)
+    }
+
+    fn enter(&self, database: &str) -> Option<Guest> {
+        Some(self.steward.enter(database))
     }
 
     fn log_secret(&self) -> Option<&str> {

@@ -23,8 +23,7 @@ use crate::engine::fence::{Other, Verdict, judge};
 use crate::ids::{Lsn, NodeId};
 use crate::node::apply::aside::Aside;
 use crate::node::queue::Queue;
-use crate::node::spill::Running;
-use crate::node::stream::{Sink, Stream, StreamSettings, Voice};
+use crate::node::stream::{StreamSettings, Voice};
 use crate::node::unit::Unit;
 
 /// A follower's failure that a new connection did not mend.
@@ -48,18 +47,22 @@ pub struct FollowerState {
 }
 
 /// One database's stream.
-struct StreamEntry {
-    database: String,
-    queues: BTreeMap<NodeId, Arc<Queue>>,
+pub(super) struct StreamEntry {
+    pub(super) database: String,
+    pub(super) queues: BTreeMap<NodeId, Arc<Queue>>,
     asides: BTreeMap<NodeId, Arc<Aside>>,
     places: BTreeMap<NodeId, Lsn>,
+    /// Whether it is to be read.
+    pub(super) wanted: watch::Sender<bool>,
+    /// As what it is read at the moment.
+    pub(super) open: Option<Voice>,
     cancel: CancellationToken,
 }
 
-struct State {
-    confirmer: Confirmer,
+pub(super) struct State {
+    pub(super) confirmer: Confirmer,
     followers: BTreeMap<NodeId, FollowerState>,
-    streams: BTreeMap<StreamId, StreamEntry>,
+    pub(super) streams: BTreeMap<StreamId, StreamEntry>,
     next_stream: StreamId,
     /// Why the writer holds: a unit that nobody can apply.
     held: Option<Failure>,
@@ -68,9 +71,9 @@ struct State {
 /// See the module. Shared by all its tasks.
 pub struct Replicator {
     state: Mutex<State>,
-    reports: watch::Sender<Report>,
-    /// The stream whose reports release commits: the oldest one.
-    releasing: watch::Sender<Option<StreamId>>,
+    pub(super) reports: watch::Sender<Report>,
+    /// The stream whose reports release commits: one that is awake.
+    pub(super) releasing: watch::Sender<Option<StreamId>>,
     catalogs: Arc<Catalogs>,
     units: Counter,
     unit_bytes: Counter,
@@ -112,6 +115,8 @@ pub struct Snapshot {
     pub pending_units: usize,
     /// Databases replicated.
     pub databases: Vec<String>,
+    /// Those of them whose stream sleeps.
+    pub asleep: Vec<String>,
     /// Why the writer holds.
     pub held: Option<String>,
 }
@@ -150,7 +155,7 @@ impl Replicator {
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -194,12 +199,15 @@ impl Replicator {
             queues,
             asides,
             places,
+            wanted: watch::Sender::new(true),
+            open: None,
             cancel: cancel.clone(),
         };
+        let wanted = entry.wanted.subscribe();
         state.streams.insert(id, entry);
         self.choose_releasing(&state);
         drop(state);
-        let stream = Arc::clone(self).run_stream(id, settings, cancel);
+        let stream = Arc::clone(self).run_stream(id, settings, wanted, cancel);
         self.tasks.spawn_on(stream, &self.runtime);
     }
 
@@ -236,62 +244,7 @@ impl Replicator {
         self.announce(&mut state);
     }
 
-    fn choose_releasing(&self, state: &State) {
-        let oldest = state.streams.keys().next().copied();
-        self.releasing.send_if_modified(|known| {
-            let changed = *known != oldest;
-            *known = oldest;
-            changed
-        });
-    }
-
-    async fn run_stream(
-        self: Arc<Self>,
-        id: StreamId,
-        settings: StreamSettings,
-        cancel: CancellationToken,
-    ) {
-        let mut reports = self.reports.subscribe();
-        let mut releasing = self.releasing.subscribe();
-        let slot = settings.slot.clone();
-        loop {
-            let voice = match *releasing.borrow_and_update() {
-                Some(first) if first == id => Voice::Releases,
-                _ => Voice::MovesSlot,
-            };
-            let run = async {
-                let mut stream = Stream::open(&settings, voice).await?;
-                tracing::info!(%slot, "reading the writer's log");
-                self.restart_stream(id);
-                let mut sink = StreamSink {
-                    id,
-                    replicator: &self,
-                };
-                stream.run(&mut sink, &mut reports).await
-            };
-            tokio::select! {
-                () = cancel.cancelled() => return,
-                // The sender lives as long as `self`.
-                _ = releasing.wait_for(|first| *first == Some(id)), if voice == Voice::MovesSlot => continue,
-                ended = run => {
-                    if let Err(error) = ended {
-                        metrics::counter!("synapsedb_stream_breaks_total").increment(1);
-                        tracing::warn!(%slot, %error, "the writer's stream broke; opening it again");
-                    }
-                }
-            }
-            tokio::select! {
-                () = cancel.cancelled() => return,
-                () = tokio::time::sleep(RETRY) => {}
-            }
-        }
-    }
-
-    fn restart_stream(&self, id: StreamId) {
-        self.lock().confirmer.restart_stream(id);
-    }
-
-    fn announce(&self, state: &mut State) {
+    pub(super) fn announce(&self, state: &mut State) {
         let report = state.confirmer.report();
         self.reports.send_if_modified(|told| {
             let changed = *told != report;
@@ -300,7 +253,7 @@ impl Replicator {
         });
     }
 
-    fn decoded_unit(&self, id: StreamId, unit: Unit) {
+    pub(super) fn decoded_unit(&self, id: StreamId, unit: Unit) {
         self.units.increment(1);
         self.unit_bytes.increment(unit.bytes as u64);
         let unit = Arc::new(unit);
@@ -324,7 +277,7 @@ impl Replicator {
         }
     }
 
-    fn decoded_up_to(&self, id: StreamId, lsn: Lsn) {
+    pub(super) fn decoded_up_to(&self, id: StreamId, lsn: Lsn) {
         let mut state = self.lock();
         state.confirmer.decoded_up_to(id, lsn);
         self.announce(&mut state);
@@ -493,9 +446,16 @@ impl Replicator {
                 .values()
                 .map(|entry| entry.database.clone())
                 .collect(),
+            asleep: asleep(&state),
             held: state.held.as_ref().map(|held| held.text.clone()),
         }
     }
+}
+
+fn asleep(state: &State) -> Vec<String> {
+    let sleeps = |(id, _): &(&StreamId, &StreamEntry)| state.confirmer.sleeps(**id);
+    let entries = state.streams.iter().filter(sleeps);
+    entries.map(|(_, entry)| entry.database.clone()).collect()
 }
 
 fn queue_depth(state: &State, node: NodeId) -> (usize, usize) {
@@ -536,30 +496,6 @@ fn fence(state: &mut State, node: NodeId, why: String) {
     for entry in state.streams.values() {
         if let Some(queue) = entry.queues.get(&node) {
             queue.abandon();
-        }
-    }
-}
-
-struct StreamSink<'a> {
-    id: StreamId,
-    replicator: &'a Replicator,
-}
-
-impl Sink for StreamSink<'_> {
-    fn unit(&mut self, unit: Unit) {
-        self.replicator.decoded_unit(self.id, unit);
-    }
-
-    fn progress(&mut self, lsn: Lsn) {
-        self.replicator.decoded_up_to(self.id, lsn);
-    }
-
-    fn running(&mut self, running: Running) {
-        let state = self.replicator.lock();
-        if let Some(entry) = state.streams.get(&self.id) {
-            for queue in entry.queues.values() {
-                queue.offer(running.clone());
-            }
         }
     }
 }

@@ -7,6 +7,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use super::guests::Guest;
 use crate::error::ClientError;
 use crate::ids::NodeId;
 use crate::sql::catalog::Catalog;
@@ -70,6 +71,10 @@ pub trait Service: Send + Sync {
     /// Whether the database is replicated; a template is not.
     fn replicates(&self, database: &str) -> bool;
 
+    /// A client has come to work in the database. It is there until the guest is dropped; none where that does
+    /// not matter.
+    fn enter(&self, database: &str) -> Option<Guest>;
+
     /// What opens `synapsedb.log_command`; none where there are no followers.
     fn log_secret(&self) -> Option<&str>;
 
@@ -113,6 +118,10 @@ impl Service for Alone {
 
     fn replicates(&self, _: &str) -> bool {
         true
+    }
+
+    fn enter(&self, _: &str) -> Option<Guest> {
+        None
     }
 
     fn log_secret(&self) -> Option<&str> {

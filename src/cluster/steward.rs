@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use super::bring_up::{BringUp, BringUpError, DatabasePlaces, Prepared};
 use super::catalogs::Catalogs;
 use super::follower::{Arming, Follower};
+use super::guests::Guests;
 use super::metadata;
 use super::replicator::{FollowerSnapshot, RETRY, Replicator};
 use super::service::OwnNames;
@@ -39,6 +40,7 @@ pub struct Steward {
     /// Since when each follower lacks something that a majority has.
     behind_since: Mutex<BTreeMap<NodeId, Instant>>,
     catalogs: Arc<Catalogs>,
+    pub(super) guests: Arc<Guests>,
     writer: NodeId,
     epoch: Epoch,
     term: Epoch,
@@ -72,6 +74,7 @@ impl Steward {
             view: ArcSwap::from_pointee(first_view(&config, &prepared)),
             behind_since: Mutex::default(),
             catalogs,
+            guests: Arc::default(),
             control,
             replicator,
             writer: prepared.writer,
@@ -83,7 +86,12 @@ impl Steward {
             cancel,
             config,
         });
-        for (database, places) in &prepared.databases {
+        // The admin database is the one that is likely to sleep; the first one's stream releases commits.
+        let (last, first): (Vec<_>, Vec<_>) = prepared
+            .databases
+            .iter()
+            .partition(|(database, _)| **database == steward.control.database);
+        for (database, places) in first.into_iter().chain(last) {
             steward.replicate(database, places);
         }
         for at in 0..steward.config.nodes.len() {
@@ -109,6 +117,8 @@ impl Steward {
         steward
             .tasks
             .spawn(async move { this.watch_builds().await });
+        let this = Arc::clone(&steward);
+        steward.tasks.spawn(async move { this.mind_sleep().await });
         tracing::info!(epoch = %steward.epoch, writer = steward.writer.0, "cluster is up");
         Ok(steward)
     }
@@ -449,6 +459,7 @@ impl Steward {
             view.everywhere = now.report.flush;
             view.pending_units = now.pending_units;
             view.databases.clone_from(&now.databases);
+            view.asleep.clone_from(&now.asleep);
             view.held.clone_from(&now.held);
             for (node, follower) in &now.followers {
                 let behind = behind_since.get(node).map(Instant::elapsed);
@@ -526,6 +537,7 @@ fn first_view(config: &Config, prepared: &Prepared) -> View {
         everywhere: Lsn::default(),
         pending_units: 0,
         databases: Vec::new(),
+        asleep: Vec::new(),
         held: None,
         missing: None,
     }

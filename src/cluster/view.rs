@@ -86,6 +86,8 @@ pub struct View {
     pub pending_units: usize,
     /// Databases replicated.
     pub databases: Vec<String>,
+    /// Those of them whose stream sleeps.
+    pub asleep: Vec<String>,
     /// Why commits wait, where no follower can apply a unit.
     pub held: Option<String>,
     /// A node that lacks something without which writes are not replicated.

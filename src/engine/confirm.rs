@@ -2,7 +2,8 @@
 //!
 //! Guards promise 1 (an acknowledged write is on a majority) and REPLICATION rules 1 and 2. Several
 //! databases have a stream each, while the writer's commits wait by LSN alone, so every stream
-//! reports the minimum over all of them.
+//! reports the minimum over all of them. A stream that sleeps is left out of it: nothing is committed in its
+//! database until it is back in.
 //!
 //! It must never report a place past a unit without its majority as written, nor past a unit that
 //! some node still owed its data lacks as flushed. A follower whose place in the stream is not known counts for
@@ -63,6 +64,8 @@ struct Stream {
     applied: BTreeMap<NodeId, Lsn>,
     /// The end of the last unit that a majority has.
     passed: Lsn,
+    /// Whoever has said so sees to it that no unit comes to be until it is woken.
+    asleep: bool,
 }
 
 impl Stream {
@@ -139,6 +142,7 @@ impl Confirmer {
             pending: VecDeque::new(),
             applied: places.clone(),
             passed: Lsn::default(),
+            asleep: false,
         };
         let previous = self.streams.insert(id, stream);
         debug_assert!(previous.is_none());
@@ -156,6 +160,39 @@ impl Confirmer {
             stream.pending.clear();
             stream.decoded = floor.max(stream.start);
         }
+    }
+
+    /// Leaves a stream out of all minima, if nothing in it is missing anywhere up to `past` and another one stays:
+    /// somebody has to say how far the writer's log is safe. From `past` on it must have no unit.
+    pub fn sleep(&mut self, id: StreamId, past: Lsn) -> bool {
+        if !self.awake().any(|(other, _)| *other != id) {
+            return false;
+        }
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return false;
+        };
+        stream.asleep = stream.asleep || stream.pending.is_empty() && stream.decoded >= past;
+        stream.asleep
+    }
+
+    /// Takes a stream in again, before it may have units: all that was reported lies before any of them.
+    pub fn wake(&mut self, id: StreamId) {
+        let floor = self.last.write;
+        if let Some(stream) = self.streams.get_mut(&id)
+            && stream.asleep
+        {
+            stream.asleep = false;
+            stream.decoded = stream.decoded.max(floor);
+        }
+    }
+
+    /// Whether a stream is left out.
+    pub fn sleeps(&self, id: StreamId) -> bool {
+        self.streams.get(&id).is_some_and(|stream| stream.asleep)
+    }
+
+    fn awake(&self) -> impl Iterator<Item = (&StreamId, &Stream)> {
+        self.streams.iter().filter(|(_, stream)| !stream.asleep)
     }
 
     /// A unit was decoded whole. Units of one stream come in commit order.
@@ -215,12 +252,13 @@ impl Confirmer {
     /// How far a follower has the writer's history, by the slowest stream.
     pub fn place(&self, node: NodeId) -> Lsn {
         let has = |stream: &Stream| stream.place(node).unwrap_or_default();
-        self.streams.values().map(has).min().unwrap_or_default()
+        let places = self.awake().map(|(_, stream)| has(stream));
+        places.min().unwrap_or_default()
     }
 
     /// How far the writer's log has been decoded, by the slowest stream.
     pub fn decoded(&self) -> Lsn {
-        let decoded = self.streams.values().map(|stream| stream.decoded);
+        let decoded = self.awake().map(|(_, stream)| stream.decoded);
         decoded.min().unwrap_or_default()
     }
 
@@ -237,7 +275,7 @@ impl Confirmer {
         let majority = self.majority();
         let mut report: Option<(Lsn, Lsn)> = None;
         let mut passed = self.last.unit;
-        for stream in self.streams.values_mut() {
+        for stream in self.streams.values_mut().filter(|stream| !stream.asleep) {
             let mut has = Vec::with_capacity(self.nodes);
             has.push(stream.decoded);
             let mut everybody = stream.decoded;
@@ -271,7 +309,8 @@ impl Confirmer {
         // One stream may be further than the report.
         self.last.unit = passed.min(self.last.write);
         let write = self.last.write;
-        self.last.bounded = self.streams.values().any(|stream| stream.begins_at(write));
+        let bounded = self.awake().any(|(_, stream)| stream.begins_at(write));
+        self.last.bounded = bounded;
         self.last
     }
 }

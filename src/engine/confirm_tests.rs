@@ -49,6 +49,8 @@ struct World {
     has: BTreeMap<(StreamId, NodeId), usize>,
     /// What the slot will remember: the flush last sent.
     slot: Lsn,
+    /// Streams whose database takes no commit.
+    asleep: BTreeSet<StreamId>,
 }
 
 impl World {
@@ -71,17 +73,20 @@ impl World {
             read: (0..streams).map(|id| (id, (0, Lsn(0)))).collect(),
             has: BTreeMap::new(),
             slot: Lsn(0),
+            asleep: BTreeSet::new(),
         }
     }
 
     fn step(&mut self, chance: &mut Chance) {
         let id = usize::try_from(chance.below(self.streams as u64)).expect("small");
-        match chance.below(100) {
-            0..=29 => self.commit(id, chance),
+        match chance.below(104) {
+            0..=29 if !self.asleep.contains(&id) => self.commit(id, chance),
             30..=54 => self.decode(id),
             55..=64 => self.keepalive(id),
             65..=94 => self.apply(id, chance),
             95..=97 => self.reopen(id),
+            100..=101 => self.sleep(id),
+            102..=103 => self.wake(id),
             _ if self.out.is_empty() => {
                 let at = usize::try_from(chance.below(self.followers.len() as u64)).expect("small");
                 self.out.insert(self.followers[at]);
@@ -138,6 +143,23 @@ impl World {
         self.read.insert(id, (again, self.slot));
     }
 
+    fn sleep(&mut self, id: StreamId) {
+        if !self.asleep.contains(&id) && self.confirmer.sleep(id, self.end) {
+            self.asleep.insert(id);
+        }
+        assert!(
+            self.asleep.len() < self.streams,
+            "the last one has gone to sleep"
+        );
+    }
+
+    fn wake(&mut self, id: StreamId) {
+        if self.asleep.remove(&id) {
+            self.reopen(id);
+            self.confirmer.wake(id);
+        }
+    }
+
     /// What must never happen.
     fn check(&mut self) {
         let report = self.confirmer.report();
@@ -174,6 +196,7 @@ impl World {
     /// Everything is read and applied: then everything is confirmed.
     fn heal(&mut self) {
         for id in 0..self.streams {
+            self.wake(id);
             while self.read[&id].0 < self.log[&id].len() {
                 self.decode(id);
             }
@@ -308,4 +331,28 @@ fn a_stream_that_begins_anew_is_not_before_its_beginning() {
     confirmer.add_stream(0, Lsn(100), &BTreeMap::new());
     confirmer.restart_stream(0);
     assert_eq!(confirmer.decoded(), Lsn(100));
+}
+
+#[test]
+fn a_stream_that_sleeps_holds_nobody_and_goes_on_from_what_was_reported() {
+    let mut confirmer = three(1);
+    assert!(!confirmer.sleep(0, Lsn(0)), "the last one");
+    confirmer.add_stream(1, Lsn(0), &nowhere(&[NodeId(1), NodeId(2)]));
+    assert!(!confirmer.sleep(1, Lsn(10)), "not read so far");
+    confirmer.decoded_unit(1, Lsn(10), Lsn(20));
+    assert!(!confirmer.sleep(1, Lsn(10)), "somebody lacks a unit");
+    for node in [NodeId(1), NodeId(2)] {
+        confirmer.applied(1, node, Lsn(20));
+    }
+    confirmer.report();
+    assert!(confirmer.sleep(1, Lsn(10)));
+    assert!(!confirmer.sleep(0, Lsn(0)), "the last one");
+    confirmer.decoded_up_to(0, Lsn(50));
+    assert_eq!(confirmer.report().write, Lsn(50));
+    confirmer.restart_stream(1);
+    confirmer.wake(1);
+    confirmer.decoded_up_to(0, Lsn(70));
+    assert_eq!(confirmer.report().write, Lsn(50), "it counts again");
+    confirmer.decoded_up_to(1, Lsn(60));
+    assert_eq!(confirmer.report().write, Lsn(60));
 }

@@ -7,5 +7,6 @@ pub mod council;
 pub mod fence;
 pub mod horizon;
 pub mod recovery;
+pub mod rest;
 pub mod sequences;
 pub mod slots;

@@ -62,6 +62,7 @@ pub(super) mod tests {
             everywhere: Lsn(16),
             pending_units: 0,
             databases: vec!["app".to_owned()],
+            asleep: Vec::new(),
             held: None,
             missing: None,
         }

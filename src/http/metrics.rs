@@ -98,6 +98,7 @@ pub const FAMILIES: &[Family] = &[
     family("synapsedb_units_total", Counter, Unit::Count, "Committed transactions read from the writer's log."),
     family("synapsedb_unit_bytes_total", Counter, Unit::Bytes, "Their rows in the proxy's memory."),
     family("synapsedb_catalog_loads_total", Counter, Unit::Count, "Times the names of a database were read again, after DDL."),
+    family("synapsedb_databases_asleep", Gauge, Unit::Count, "Databases that are empty and idle, and whose log is not read until somebody comes."),
     family("synapsedb_pending_units", Gauge, Unit::Count, "Committed transactions that some node still lacks."),
     family("synapsedb_queue_units", Gauge, Unit::Count, "Transactions waiting in memory for a follower."),
     family("synapsedb_queue_bytes", Gauge, Unit::Bytes, "The same in bytes; at replication.queue_max_mib the follower is fenced."),
@@ -178,6 +179,7 @@ pub fn refresh(view: &View, around: &Around, healthy: bool) {
     set("synapsedb_nodes", view.nodes.len() as f64);
     set("synapsedb_nodes_in_sync", view.in_sync as f64);
     set("synapsedb_pending_units", view.pending_units as f64);
+    set("synapsedb_databases_asleep", view.asleep.len() as f64);
     set("synapsedb_held", flag(view.held.is_some()));
     nodes(view);
     pools(view, around);

@@ -35,6 +35,8 @@ pub struct Report {
     pub nodes: Vec<Node>,
     /// The databases that are replicated.
     pub databases: Vec<String>,
+    /// Those of them that are empty and idle, and whose log is not read until somebody comes.
+    pub asleep: Vec<String>,
     /// Committed transactions that some node still lacks.
     pub pending_units: usize,
     /// The transaction that no follower can apply, in the followers' words; commits wait for it.
@@ -148,6 +150,7 @@ impl Report {
             in_sync: view.in_sync,
             nodes: view.nodes.iter().map(|n| node(n, around)).collect(),
             databases: view.databases.clone(),
+            asleep: view.asleep.clone(),
             pending_units: view.pending_units,
             held: view.held.clone(),
             written_lsn: view.written.to_string(),

@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod apply;
+pub mod asleep;
 pub mod assemble;
 pub mod backend;
 pub mod carried;

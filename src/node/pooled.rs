@@ -35,6 +35,12 @@ pub struct Pooled {
 }
 
 impl Pooled {
+    /// Whether a session that wants these settings finds nothing to undo or to set; `stranger`: it is not the one
+    /// that used the connection last.
+    pub fn suits(&self, wanted: &Settings, stranger: bool) -> bool {
+        !(stranger && self.carried.tainted) && self.carried.settings == *wanted
+    }
+
     /// Brings the connection's settings to what a session wants. An error of the node's (an unknown
     /// name, a bad value) leaves them as they were. When dropped midway the lease must be discarded.
     pub async fn adopt(&mut self, wanted: &Settings) -> Result<(), BackendError> {
@@ -240,22 +246,23 @@ fn refused(error: &BackendError) -> bool {
 }
 
 impl Manager for Opener {
-    type Type = Pooled;
+    /// On the heap: it is moved from hand to hand with each transaction.
+    type Type = Box<Pooled>;
     type Error = PoolError;
 
     /// Dropped midway, the socket is closed and the place in the pool is free again.
-    async fn create(&self) -> Result<Pooled, PoolError> {
+    async fn create(&self) -> Result<Box<Pooled>, PoolError> {
         let generation = self.generation.load(Ordering::Acquire);
         // Boxed like all that is rare on this way: what waits for a free connection is moved about with each query.
         let backend = Box::pin(self.open()).await?;
-        Ok(Pooled {
+        Ok(Box::new(Pooled {
             backend,
             carried: Carried::default(),
             generation,
-        })
+        }))
     }
 
-    async fn recycle(&self, pooled: &mut Pooled, _: &Metrics) -> RecycleResult<PoolError> {
+    async fn recycle(&self, pooled: &mut Box<Pooled>, _: &Metrics) -> RecycleResult<PoolError> {
         let current = pooled.generation == self.generation.load(Ordering::Acquire);
         if current && pooled.quiet() {
             Ok(())

@@ -7,6 +7,7 @@
 /// Makes schema `synapsedb`, the applier's role, the publication and the event triggers.
 pub const INSTALL: &str = concat!(
     include_str!("schema/tables.sql"),
+    include_str!("schema/sleep.sql"),
     include_str!("schema/stack.sql"),
     include_str!("schema/log.sql"),
     include_str!("schema/alike.sql"),

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::cluster::guests::Guest;
 use crate::error::{self, ClientError};
 use crate::node::backend::Parameters;
 use crate::node::carried::Settings;
@@ -49,6 +50,8 @@ pub struct Client {
     pub cancel: CancelHandle,
     /// Its place among `limits.max_clients`.
     pub seat: Seat,
+    /// Its presence in the database.
+    pub guest: Option<Guest>,
 }
 
 /// The report as it goes over the wire.

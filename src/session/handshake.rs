@@ -11,6 +11,7 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::cluster::guests::Guest;
 use crate::config::AuthMode;
 use crate::error::ClientError;
 use crate::node::admin::AdminError;
@@ -94,6 +95,7 @@ pub struct Admitted {
     pool: Arc<Pool>,
     cancel: CancelHandle,
     seat: Seat,
+    guest: Option<Guest>,
 }
 
 impl Handshake {
@@ -128,6 +130,7 @@ impl Handshake {
             pool: admitted.pool,
             cancel: admitted.cancel,
             seat: admitted.seat,
+            guest: admitted.guest,
         })
     }
 
@@ -169,6 +172,8 @@ impl Handshake {
             facts,
             seat,
         } = client;
+        // Whatever has to be woken for it is woken while it is let in.
+        let guest = self.shared.relay.service().enter(&wish.database);
         let (pool, told) = self.ask_node(&wish, facts).await?;
         let cancel = self.shared.cancels.register(minor);
         let mut out = BytesMut::new();
@@ -185,6 +190,7 @@ impl Handshake {
             pool,
             cancel,
             seat,
+            guest,
         })
     }
 

@@ -196,6 +196,7 @@ pub async fn run(client: Client, shared: Arc<Shared>) {
         pool,
         cancel,
         seat,
+        guest,
         ..
     } = client;
     let replicated = shared.relay.service().replicates(&database);
@@ -250,7 +251,7 @@ pub async fn run(client: Client, shared: Arc<Shared>) {
     };
     let end = session.serve(&mut io).await;
     session.finish(io, end).await;
-    drop(seat);
+    drop((seat, guest));
 }
 
 impl Session {
@@ -479,6 +480,23 @@ impl Session {
         }
     }
 
+    /// Takes an idle connection on which nothing has to be undone or set, if there is one.
+    pub(super) fn take_idle(&mut self) -> bool {
+        if self.pool.node() != self.shared.writer() {
+            return false;
+        }
+        let Some(lease) = self.pool.acquire_idle() else {
+            return false;
+        };
+        let stranger = lease.carried.last_session != self.id;
+        if !lease.suits(&self.state.wanted, stranger) {
+            lease.release();
+            return false;
+        }
+        self.settle_in(lease);
+        true
+    }
+
     /// Takes a connection and puts the session's settings in force on it. An error leaves the session
     /// without one, and nothing awaited.
     pub(super) async fn acquire(&mut self) -> Result<(), ClientError> {
@@ -496,7 +514,7 @@ impl Session {
             self.pool = self.shared.pools.pool(writer, &self.user, &self.database)?;
         }
         let mut tries = 0;
-        let mut lease = loop {
+        let lease = loop {
             tries += 1;
             self.cancel.wait();
             let found = async {
@@ -525,6 +543,12 @@ impl Session {
                 }
             }
         };
+        self.settle_in(lease);
+        Ok(true)
+    }
+
+    /// Begins to work on a connection that carries what this session wants.
+    fn settle_in(&mut self, mut lease: Lease) {
         self.cancel.attach(lease.node(), lease.backend.process_id);
         let foreign = lease.carried.last_session != self.id && lease.carried.drawn;
         lease.carried.last_session = self.id;
@@ -540,7 +564,6 @@ impl Session {
         self.scanner = Scanner::new();
         self.probe_failed = false;
         self.tell_parameters();
-        Ok(true)
     }
 
     /// Undoes what another session left on the connection and this one must not find.

@@ -187,6 +187,7 @@ impl Session {
         // Aside, as all that is large and not taken by every message: the frame of each message's future would be
         // copied through all the functions around it.
         if self.lease.is_none()
+            && !self.take_idle()
             && let Err(error) = Box::pin(self.acquire()).await
         {
             if error.report().severity == Severity::Fatal {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -16,6 +16,8 @@ use synapsedb::cli::demo::server::{DATABASE, PASSWORD, USER};
 
 const CLIENTS: usize = 16;
 const KILLS: usize = 10;
+/// So many lines are acknowledged between two kills at least, however slow the machine is.
+const LINES_PER_KILL: usize = 12;
 
 /// What a client was told of one of its writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,15 +40,15 @@ fn told(outcome: &Result<(), tokio_postgres::Error>) -> Told {
 }
 
 /// One client: random transactions, and after each a numbered line in the ledger.
-async fn client(port: u16, seed: u64, number: usize, stop: Arc<AtomicBool>) -> Ledger {
+async fn client(port: u16, seed: u64, number: usize, crowd: Arc<Crowd>) -> Ledger {
     let mut worker = Worker::new(seed, number, false);
     let mut ledger = Ledger::default();
-    while !stop.load(Ordering::Relaxed) {
+    while !crowd.stop.load(Ordering::Relaxed) {
         let Ok(connection) = connect(port, USER, PASSWORD, DATABASE).await else {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        while !stop.load(Ordering::Relaxed) {
+        while !crowd.stop.load(Ordering::Relaxed) {
             if let Err(unexpected) = worker.transaction(&connection).await {
                 if !unexpected.is_broken() {
                     ledger.faults.push(unexpected.to_string());
@@ -59,10 +61,29 @@ async fn client(port: u16, seed: u64, number: usize, stop: Arc<AtomicBool>) -> L
             if ledger.told[n] != Told::Acknowledged {
                 break;
             }
+            crowd.acknowledged.fetch_add(1, Ordering::Relaxed);
         }
     }
     ledger.counts = worker.counts;
     ledger
+}
+
+/// What the clients and the test tell each other.
+#[derive(Default)]
+struct Crowd {
+    stop: AtomicBool,
+    acknowledged: AtomicUsize,
+}
+
+impl Crowd {
+    /// Waits for so many more acknowledged lines.
+    async fn lines(&self, more: usize) {
+        let goal = self.acknowledged.load(Ordering::Relaxed) + more;
+        until("lines are acknowledged", || async {
+            self.acknowledged.load(Ordering::Relaxed) >= goal
+        })
+        .await;
+    }
 }
 
 #[derive(Default)]
@@ -113,21 +134,23 @@ async fn ten_kills_of_the_proxy_lose_nothing_acknowledged_and_double_nothing() {
         "create table ledger (client int not null, n int, at timestamptz default now())",
     )
     .await;
-    let stop = Arc::new(AtomicBool::new(false));
+    let crowd = Arc::new(Crowd::default());
     let port = cluster.port();
-    let crowd: Vec<_> = (0..CLIENTS)
-        .map(|number| tokio::spawn(client(port, seed, number, Arc::clone(&stop))))
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|number| tokio::spawn(client(port, seed, number, Arc::clone(&crowd))))
         .collect();
     let mut rng = StdRng::seed_from_u64(seed);
     for _ in 0..KILLS {
-        let pause = rng.random_range(200..1500);
+        crowd.lines(LINES_PER_KILL).await;
+        // The moment of the kill is what the seed chooses.
+        let pause = rng.random_range(0..1000);
         tokio::time::sleep(Duration::from_millis(pause)).await;
         cluster.restart_proxy().await;
     }
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    stop.store(true, Ordering::Relaxed);
+    crowd.lines(LINES_PER_KILL).await;
+    crowd.stop.store(true, Ordering::Relaxed);
     let mut ledgers = Vec::new();
-    for task in crowd {
+    for task in clients {
         let ended = tokio::time::timeout(PATIENCE, task).await;
         ledgers.push(ended.expect("every client ends").expect("no panic"));
     }

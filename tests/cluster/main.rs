@@ -24,6 +24,7 @@ mod random_ddl;
 mod release;
 mod rights;
 mod servers;
+mod sleep;
 mod smoke;
 mod tools;
 mod types;

@@ -46,6 +46,10 @@ impl Service for Told {
         true
     }
 
+    fn enter(&self, _: &str) -> Option<synapsedb::cluster::guests::Guest> {
+        None
+    }
+
     fn log_secret(&self) -> Option<&str> {
         None
     }

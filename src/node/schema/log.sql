@@ -167,6 +167,7 @@ declare
   v_stack text := synapsedb.stack();
   v_token text;
 begin
+  perform synapsedb.await_stream();
   perform synapsedb.remember('drops', '');
   if v_tag in ('CREATE SUBSCRIPTION', 'ALTER SUBSCRIPTION') then
     raise exception '% is not supported: this database is replicated by SynapseDB', v_tag
@@ -322,6 +323,8 @@ begin
   if not synapsedb.is_log_secret(log_command.secret) or v_command is null then
     raise exception 'not for you' using errcode = 'insufficient_privilege';
   end if;
+  -- The guard of ddl_log does not fire in the replica role.
+  perform synapsedb.await_stream();
   insert into synapsedb.ddl_log (role, tag, ordinal, nested, query, settings, command, detail, logged_at)
     values (current_user, v_tag, v_ordinal, v_nested, v_query, v_settings, v_command, v_detail, clock_timestamp());
 end

@@ -62,6 +62,7 @@ begin
     raise exception 'synapsedb.ddl_log is written by SynapseDB''s event triggers only'
       using errcode = 'insufficient_privilege';
   end if;
+  perform synapsedb.await_stream();
   return new;
 end
 $$;
