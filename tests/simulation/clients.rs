@@ -105,7 +105,10 @@ impl Running {
                 must,
                 rows,
             } => {
-                if self.horizon.may_go(mark) || net.plants(Planted::ShowAtOnce) {
+                let vacant = self.council.phase() == Phase::Vacant;
+                let planted = net.plants(Planted::ShowAtOnce)
+                    || vacant && net.plants(Planted::AnswerInVacancy);
+                if self.horizon.may_go(mark) || planted {
                     net.trace(&|| format!("  a read of node {} goes out: {rows:?}", node.0));
                     net.oracle.answer(node, &must, &rows);
                     self.clients.0[at] = Waits::Nothing;

@@ -11,6 +11,12 @@ use crate::world::{Net, World};
 
 impl World {
     pub fn fault(&mut self) {
+        if let Some(turn) = self.turn {
+            self.turn = turn.checked_sub(1);
+            if turn == 0 {
+                self.turn_over();
+            }
+        }
         if self.running().is_some() && self.doom.is_some() {
             self.doom = self.doom.and_then(|doom| doom.checked_sub(1));
             if self.doom.is_none() {
@@ -28,7 +34,7 @@ impl World {
             return;
         }
         let at = self.net.chance.below(self.net.servers.len());
-        let kind = self.net.chance.below(19);
+        let kind = self.net.chance.below(20);
         let server = &mut self.net.servers[at];
         if server.wiped {
             return;
@@ -55,6 +61,7 @@ impl World {
             }
             12 | 13 => self.promote(NodeId(at)),
             14 => self.kill_writer(),
+            19 => self.turn_over(),
             15..=17 => {
                 server.slow = !server.slow;
                 self.net
@@ -97,6 +104,13 @@ impl World {
         // What was on its way to it is gone; what it had answered may still arrive.
         let kept = |order: &Order| order.node.0 != at || matches!(order.state, State::Answered(_));
         self.net.orders.retain(kept);
+    }
+
+    /// Whoever is left must know by itself what there was.
+    fn turn_over(&mut self) {
+        self.kill_writer();
+        self.kill_proxy();
+        while self.net.chance.one_in(2) && self.relieve() {}
     }
 
     fn kill_writer(&mut self) {

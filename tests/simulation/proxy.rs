@@ -293,7 +293,7 @@ impl Running {
             Command::TakeOffice { node, term } => {
                 link.send(net, node, Body::TakeOffice(term), None);
             }
-            Command::Serve { start, .. } => self.serve(start, net),
+            Command::Serve { start, .. } => self.serve(start),
             Command::Meet(node) => {
                 link.renew(net, node);
                 let epoch = self.council.record().epoch;
@@ -341,7 +341,7 @@ impl Running {
         self.stream = Some(entries_before(self.confirmer.decoded()));
     }
 
-    fn serve(&mut self, start: Lsn, net: &mut Net) {
+    fn serve(&mut self, start: Lsn) {
         let record = self.council.record();
         self.held = false;
         self.levelling = false;
@@ -356,9 +356,6 @@ impl Running {
         self.slots.new_term();
         self.horizon = Horizon::begin(record.writer, record.term, start, start);
         self.open(true);
-        if net.plants(Planted::NoDoubt) {
-            self.horizon.written(start);
-        }
     }
 
     /// An answer that is still wanted has come.

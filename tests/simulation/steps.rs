@@ -147,6 +147,9 @@ impl Running {
     }
 
     fn ask_what_is_shown(&mut self, link: &Link, net: &mut Net) {
+        if net.plants(Planted::TrustUnshown) {
+            self.horizon.shown(self.met_end);
+        }
         if let (Some(writer), Some(_)) = (self.council.writer(), self.horizon.to_ask()) {
             link.send(net, writer, Body::Show, None);
         }

@@ -50,6 +50,10 @@ pub enum Planted {
     ElectAnybody,
     /// A writer that is lost before its log was read is followed by who has what was read.
     PretendDecoded,
+    /// While there is no writer, answers go out whatever they show.
+    AnswerInVacancy,
+    /// A writer is trusted once a majority has its past, shown or not.
+    TrustUnshown,
     /// An applier leaves commits waiting on a former writer.
     KeepWaits,
 }
@@ -140,6 +144,8 @@ pub struct World {
     /// About so many steps between two faults.
     pub calm: usize,
     changes: usize,
+    /// So many steps later a writer that has just taken office dies, and the proxy too.
+    pub turn: Option<usize>,
     /// Clients begin nothing more.
     quiet: bool,
 }
@@ -207,6 +213,7 @@ impl World {
             soon: None,
             doom: None,
             changes: 0,
+            turn: None,
             quiet: false,
         }
     }
@@ -312,7 +319,10 @@ impl World {
             return;
         }
         let answer = server.execute(&order);
-        self.changes += usize::from(matches!(order.body, Body::TakeOffice(_)));
+        if matches!(order.body, Body::TakeOffice(_)) {
+            self.changes += 1;
+            self.turn = self.net.chance.one_in(4).then(|| self.net.chance.below(60));
+        }
         self.net
             .trace(&|| format!("  node {}: {:?}", order.node.0, order.body));
         self.net.orders[at].state = answer.map_or(State::Waits, State::Answered);
