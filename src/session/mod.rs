@@ -5,6 +5,7 @@ pub mod answers;
 pub mod brief;
 pub mod cancel;
 pub mod client;
+pub mod connection;
 pub mod counts;
 pub mod deferred;
 pub mod doubts;

@@ -15,9 +15,8 @@ use bytes::{Bytes, BytesMut};
 use crate::cluster::service::{Alone, Service};
 use crate::error::ClientError;
 use crate::ids::fnv1a;
-use crate::node::backend::{BackendError, Parameters};
+use crate::node::backend::Parameters;
 use crate::node::pool::{Lease, Pool};
-use crate::node::pooled::node_error;
 use crate::session::brief::Briefs;
 use crate::session::cancel::CancelHandle;
 use crate::session::client::Client;
@@ -36,12 +35,10 @@ use crate::session::state::{Hold, State};
 use crate::session::tls::ClientIo;
 use crate::wire::frame::Scanner;
 use crate::wire::message::backend::Status;
-use crate::wire::message::{backend, frontend};
+use crate::wire::message::frontend;
 
 /// What may wait to be written to either side before the other is no longer read.
 pub const OUTPUT_BYTES_MAX: usize = 32 * 1024;
-/// How often a connection that turns out dead on first use is replaced by another.
-const ACQUIRE_TRIES: usize = 3;
 
 /// What the relays of all sessions share.
 #[derive(Default)]
@@ -468,135 +465,5 @@ impl Session {
             lease.carried.tainted |= self.state.found(&finding);
         }
         self.own_rows.clear();
-    }
-
-    /// Gives the connection back, once no cancel can reach it any more.
-    async fn give_back(&mut self) {
-        while !self.cancel.detach() {
-            self.cancel.settled().await;
-        }
-        if let Some(lease) = self.lease.take() {
-            lease.release();
-        }
-    }
-
-    /// Takes an idle connection on which nothing has to be undone or set, if there is one.
-    pub(super) fn take_idle(&mut self) -> bool {
-        if self.pool.node() != self.shared.writer() {
-            return false;
-        }
-        let Some(lease) = self.pool.acquire_idle() else {
-            return false;
-        };
-        let stranger = lease.carried.last_session != self.id;
-        if !lease.suits(&self.state.wanted, stranger) {
-            lease.release();
-            return false;
-        }
-        self.settle_in(lease);
-        true
-    }
-
-    /// Takes a connection and puts the session's settings in force on it. An error leaves the session
-    /// without one, and nothing awaited.
-    pub(super) async fn acquire(&mut self) -> Result<(), ClientError> {
-        self.take_connection(true).await.map(drop)
-    }
-
-    /// The same where one is free now. False: there is none.
-    pub(super) async fn acquire_free(&mut self) -> Result<bool, ClientError> {
-        self.take_connection(false).await
-    }
-
-    async fn take_connection(&mut self, in_line: bool) -> Result<bool, ClientError> {
-        let writer = self.shared.writer();
-        if self.pool.node() != writer {
-            self.pool = self.shared.pools.pool(writer, &self.user, &self.database)?;
-        }
-        let mut tries = 0;
-        let lease = loop {
-            tries += 1;
-            self.cancel.wait();
-            let found = async {
-                if in_line {
-                    self.pool.acquire().await.map(Some)
-                } else {
-                    self.pool.acquire_free().await
-                }
-            };
-            let found = tokio::select! {
-                // A free connection is there at the first look, and then nothing else is looked at.
-                biased;
-                found = found => found?,
-                () = self.cancel.requested() => return Err(ClientError::Cancelled),
-                () = self.shared.abort.cancelled() => return Err(ClientError::ShuttingDown),
-            };
-            let Some(mut lease) = found else {
-                return Ok(false);
-            };
-            match self.dress(&mut lease).await {
-                Ok(()) => break lease,
-                Err(BackendError::Io(_)) if tries < ACQUIRE_TRIES => {}
-                Err(error) => {
-                    let node = self.shared.node_name(lease.node());
-                    return Err(node_error(node, error));
-                }
-            }
-        };
-        self.settle_in(lease);
-        Ok(true)
-    }
-
-    /// Begins to work on a connection that carries what this session wants.
-    fn settle_in(&mut self, mut lease: Lease) {
-        self.cancel.attach(lease.node(), lease.backend.process_id);
-        let foreign = lease.carried.last_session != self.id && lease.carried.drawn;
-        lease.carried.last_session = self.id;
-        self.lease = Some(lease);
-        if foreign {
-            // Ahead of the client's message in the same packet; it does not fail.
-            self.send_own_query("discard sequences", Own::Settings);
-            if let Some(lease) = &mut self.lease {
-                lease.carried.drawn = false;
-            }
-        }
-        self.status = Status::Idle;
-        self.scanner = Scanner::new();
-        self.probe_failed = false;
-        self.tell_parameters();
-    }
-
-    /// Undoes what another session left on the connection and this one must not find.
-    async fn dress(&self, lease: &mut Lease) -> Result<(), BackendError> {
-        let stranger = lease.carried.last_session != self.id;
-        if stranger {
-            lease.cleanse().await?;
-        }
-        lease.adopt(&self.state.wanted).await
-    }
-
-    /// Tells the client which parameters differ from what it was told last.
-    fn tell_parameters(&mut self) {
-        let Some(lease) = &mut self.lease else { return };
-        let theirs = &mut lease.backend.parameters;
-        if Arc::ptr_eq(theirs, &self.told) {
-            return;
-        }
-        if *theirs == self.told {
-            // One map for all who say the same, so that the next look is a short one.
-            *theirs = Arc::clone(&self.told);
-            return;
-        }
-        for (name, value) in theirs.iter() {
-            if self.told.get(name) != Some(value) {
-                // They came from a frame, so they fit one.
-                let _ = backend::parameter_status(
-                    &mut self.to_client,
-                    name.as_bytes(),
-                    value.as_bytes(),
-                );
-                Arc::make_mut(&mut self.told).insert(name.clone(), value.clone());
-            }
-        }
     }
 }

@@ -1,0 +1,150 @@
+//! The connection that a session works on: taken, dressed in its settings, and given back.
+//!
+//! A connection is taken at the first message that needs a node. It guards the promise that a session meets its own
+//! settings and nothing of another's.
+
+use std::sync::Arc;
+
+use crate::error::ClientError;
+use crate::node::backend::BackendError;
+use crate::node::pool::Lease;
+use crate::node::pooled::node_error;
+use crate::session::pipeline::Own;
+use crate::session::relay::Session;
+use crate::wire::frame::Scanner;
+use crate::wire::message::backend::{self, Status};
+
+/// How often a connection that turns out dead on first use is replaced by another.
+const ACQUIRE_TRIES: usize = 3;
+
+impl Session {
+    /// Gives the connection back, once no cancel can reach it any more.
+    pub(super) async fn give_back(&mut self) {
+        while !self.cancel.detach() {
+            self.cancel.settled().await;
+        }
+        if let Some(lease) = self.lease.take() {
+            lease.release();
+        }
+    }
+
+    /// Takes an idle connection on which nothing has to be undone or set, if there is one.
+    pub(super) fn take_idle(&mut self) -> bool {
+        if self.pool.node() != self.shared.writer() {
+            return false;
+        }
+        let Some(lease) = self.pool.acquire_idle() else {
+            return false;
+        };
+        let stranger = lease.carried.last_session != self.id;
+        if !lease.suits(&self.state.wanted, stranger) {
+            lease.release();
+            return false;
+        }
+        self.settle_in(lease);
+        true
+    }
+
+    /// Takes a connection and puts the session's settings in force on it. An error leaves the session
+    /// without one, and nothing awaited.
+    pub(super) async fn acquire(&mut self) -> Result<(), ClientError> {
+        self.take_connection(true).await.map(drop)
+    }
+
+    /// The same where one is free now. False: there is none.
+    pub(super) async fn acquire_free(&mut self) -> Result<bool, ClientError> {
+        self.take_connection(false).await
+    }
+
+    async fn take_connection(&mut self, in_line: bool) -> Result<bool, ClientError> {
+        let writer = self.shared.writer();
+        if self.pool.node() != writer {
+            self.pool = self.shared.pools.pool(writer, &self.user, &self.database)?;
+        }
+        let mut tries = 0;
+        let lease = loop {
+            tries += 1;
+            self.cancel.wait();
+            let found = async {
+                if in_line {
+                    self.pool.acquire().await.map(Some)
+                } else {
+                    self.pool.acquire_free().await
+                }
+            };
+            let found = tokio::select! {
+                // A free connection is there at the first look, and then nothing else is looked at.
+                biased;
+                found = found => found?,
+                () = self.cancel.requested() => return Err(ClientError::Cancelled),
+                () = self.shared.abort.cancelled() => return Err(ClientError::ShuttingDown),
+            };
+            let Some(mut lease) = found else {
+                return Ok(false);
+            };
+            match self.dress(&mut lease).await {
+                Ok(()) => break lease,
+                Err(BackendError::Io(_)) if tries < ACQUIRE_TRIES => {}
+                Err(error) => {
+                    let node = self.shared.node_name(lease.node());
+                    return Err(node_error(node, error));
+                }
+            }
+        };
+        self.settle_in(lease);
+        Ok(true)
+    }
+
+    /// Begins to work on a connection that carries what this session wants.
+    fn settle_in(&mut self, mut lease: Lease) {
+        self.cancel.attach(lease.node(), lease.backend.process_id);
+        let foreign = lease.carried.last_session != self.id && lease.carried.drawn;
+        lease.carried.last_session = self.id;
+        self.lease = Some(lease);
+        if foreign {
+            // Ahead of the client's message in the same packet; it does not fail.
+            self.send_own_query("discard sequences", Own::Settings);
+            if let Some(lease) = &mut self.lease {
+                lease.carried.drawn = false;
+            }
+        }
+        self.status = Status::Idle;
+        self.scanner = Scanner::new();
+        self.probe_failed = false;
+        self.tell_parameters();
+    }
+
+    /// Undoes what another session left on the connection and this one must not find.
+    async fn dress(&self, lease: &mut Lease) -> Result<(), BackendError> {
+        let stranger = lease.carried.last_session != self.id;
+        if stranger {
+            lease.cleanse().await?;
+        }
+        lease.adopt(&self.state.wanted).await
+    }
+
+    /// Tells the client which parameters differ from what it was told last.
+    pub(super) fn tell_parameters(&mut self) {
+        let Some(lease) = &mut self.lease else { return };
+        let theirs = &mut lease.backend.parameters;
+        if Arc::ptr_eq(theirs, &self.told) {
+            return;
+        }
+        if *theirs == self.told {
+            // One map for all who say the same, so that the next look is a short one.
+            *theirs = Arc::clone(&self.told);
+            return;
+        }
+        for (name, value) in theirs.iter() {
+            if self.told.get(name) != Some(value) {
+                // They came from a frame, so they fit one.
+                let _ = backend::parameter_status(
+                    &mut self.to_client,
+                    name.as_bytes(),
+                    value.as_bytes(),
+                );
+                Arc::make_mut(&mut self.told).insert(name.clone(), value.clone());
+            }
+        }
+    }
+}
