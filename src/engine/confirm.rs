@@ -249,9 +249,9 @@ impl Confirmer {
         self.in_sync() >= self.majority()
     }
 
-    /// How far a follower has the writer's history, by the slowest stream.
+    /// How far a follower has the writer's history, by the slowest stream; where that is not known, where it began.
     pub fn place(&self, node: NodeId) -> Lsn {
-        let has = |stream: &Stream| stream.place(node).unwrap_or_default();
+        let has = |stream: &Stream| stream.place(node).unwrap_or(stream.start);
         let places = self.awake().map(|(_, stream)| has(stream));
         places.min().unwrap_or_default()
     }

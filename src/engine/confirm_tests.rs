@@ -315,7 +315,7 @@ fn a_follower_without_a_known_place_counts_for_nothing_and_is_owed_everything() 
     confirmer.add_stream(0, Lsn(10), &BTreeMap::new());
     confirmer.decoded_up_to(0, Lsn(50));
     assert_eq!(confirmer.report(), Report::default());
-    assert_eq!(confirmer.place(NodeId(1)), Lsn(0));
+    assert_eq!(confirmer.place(NodeId(1)), Lsn(10));
     confirmer.applied(0, NodeId(1), Lsn(10));
     let report = confirmer.report();
     assert_eq!((report.write, report.flush), (Lsn(50), Lsn(0)));

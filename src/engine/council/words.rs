@@ -138,8 +138,9 @@ pub enum Command {
         /// The term.
         term: Epoch,
     },
-    /// The new writer is at work: read its slot, leaving out what it did itself before `start`; give each
-    /// live node its place in the term; begin a new horizon and a new confirmer.
+    /// The new writer is at work: read its slot, leaving out what it did itself before `start`; give each live node
+    /// its place in the term, durably, after ending commits that wait there; begin a new horizon and a new confirmer,
+    /// in which a live node counts once it has that place.
     Serve {
         /// Which node.
         writer: NodeId,
@@ -150,7 +151,8 @@ pub enum Command {
     },
     /// End the node's older connections, then read its facts.
     Meet(NodeId),
-    /// Give the node what it lacks from the writer's copy of its slots.
+    /// Give the node what it lacks from the writer's copy of its slots. Its applier begins by ending commits that wait
+    /// there for a report: it may have been a writer, and all that it has is in the history.
     Join(NodeId),
     /// Give the node nothing more; forget its queue.
     Out(NodeId),
