@@ -54,12 +54,12 @@ impl World {
                 self.kill(at);
                 self.revive(at);
             }
-            10 => self.kill_proxy(),
-            11 => {
+            10 if self.net.chance.one_in(2) => self.kill_proxy(),
+            11 if self.net.chance.one_in(2) => {
                 self.kill_proxy();
                 self.doom = Some(self.net.chance.below(60));
             }
-            12 | 13 => self.promote(NodeId(at)),
+            10..=13 => self.promote(),
             14 => self.kill_writer(),
             19 => self.turn_over(),
             15..=17 => {
@@ -134,13 +134,16 @@ impl World {
         self.proxy = Some(Proxy::new(self.proxies));
     }
 
-    fn promote(&mut self, to: NodeId) {
-        if let Some(proxy) = &mut self.proxy {
-            if let Stage::Running(running) = &mut proxy.stage {
+    fn promote(&mut self) {
+        let Some(proxy) = &mut self.proxy else { return };
+        if let Stage::Running(running) = &mut proxy.stage {
+            let live = |node: &NodeId| running.council.part(*node) == Some(Part::Live);
+            let live: Vec<NodeId> = running.council.nodes().into_iter().filter(live).collect();
+            if let Some(to) = self.net.chance.pick(&live) {
                 running.tell(Event::Promote(to), &mut proxy.link, &mut self.net);
             }
-            proxy.turn(&mut self.net);
         }
+        proxy.turn(&mut self.net);
     }
 
     pub fn mend_all(&mut self) {

@@ -174,7 +174,7 @@ impl World {
         let mut chance = Chance::new(seed);
         let nodes = if chance.one_in(3) { 5 } else { 3 };
         let weights = chance.moody([4, 4, 1, 4, 2, 2]);
-        let steps = chance.moody([4, 2, 4, 1, 1, 2, 1]);
+        let steps = chance.moody([6, 3, 6, 2, 1, 3, 3]);
         let calm = chance.pick(&[20, 50, 100, 200]).unwrap_or(50);
         let record = Record {
             epoch: Epoch(1),
