@@ -46,7 +46,8 @@ impl fmt::Display for Xid {
     }
 }
 
-/// Grows at each change of writer and at each start or takeover of a proxy.
+/// Grows at each change of writer and at each start or takeover of a proxy. The one with which the present writer
+/// took office is its *term*.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch(pub u64);
 
@@ -60,18 +61,52 @@ impl fmt::Display for Epoch {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub usize);
 
-/// A unit's name: the epoch in which its writer took office, and the end of its commit record there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// A unit's name: its writer's term, and the end of its commit record in that writer's WAL.
+///
+/// A *term* is the epoch with which a writer took office. A later term goes on where the one before it
+/// ended, so names are in the order of the one history, and a place in the history is a name too: the
+/// last unit that is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UnitId {
     /// The writer's term.
-    pub epoch: Epoch,
+    pub term: Epoch,
     /// End of the commit record in the writer's WAL.
     pub lsn: Lsn,
 }
 
+impl UnitId {
+    /// Before every unit.
+    pub const NOTHING: Self = Self {
+        term: Epoch(0),
+        lsn: Lsn(0),
+    };
+}
+
 impl fmt::Display for UnitId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.epoch, self.lsn)
+        write!(f, "{}/{}", self.term, self.lsn)
+    }
+}
+
+/// Text that is not a unit's name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not the name of a unit: {0:?}")]
+pub struct BadUnitId(pub String);
+
+impl FromStr for UnitId {
+    type Err = BadUnitId;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parse = || {
+            let (term, lsn) = text.split_once('/')?;
+            let digits = !term.is_empty() && term.bytes().all(|byte| byte.is_ascii_digit());
+            let term = digits.then(|| term.parse().ok())??;
+            Some(Self {
+                term: Epoch(term),
+                lsn: lsn.parse().ok()?,
+            })
+        };
+        parse().ok_or_else(|| BadUnitId(text.to_owned()))
     }
 }
 
@@ -198,6 +233,22 @@ mod tests {
         assert!(!Tables::none().meet(&Tables::All) && !Tables::none().meet(&both));
         assert_eq!(a.and(Tables::All), Tables::All);
         assert_ne!(TableId::of("a", "bc"), TableId::of("ab", "c"));
+    }
+
+    #[test]
+    fn units_are_in_the_order_of_the_history_and_read_what_they_write() {
+        let unit = |term, lsn| UnitId {
+            term: Epoch(term),
+            lsn: Lsn(lsn),
+        };
+        let order = [UnitId::NOTHING, unit(1, 7), unit(1, u64::MAX), unit(2, 1)];
+        assert!(order.is_sorted());
+        for name in order {
+            assert_eq!(name.to_string().parse(), Ok(name));
+        }
+        for bad in ["", "1", "1/2", "+1/0/2", "/0/2", "1/0/2/3"] {
+            assert_eq!(bad.parse::<UnitId>(), Err(BadUnitId(bad.to_owned())));
+        }
     }
 
     #[test]

@@ -6,7 +6,8 @@
 //! database until it is back in.
 //!
 //! It must never report a place past a unit without its majority as written, nor past a unit that
-//! some node still owed its data lacks as flushed. It knows nothing of payloads, sockets or time:
+//! some node still owed its data lacks as flushed. A follower whose place in the stream is not known counts for
+//! nothing and, where it is owed its data, holds the flush where it is. It lives for one writer's term. It knows nothing of payloads, sockets or time:
 //! the shell tells it of decoded units, of how far a stream has read, and of what each follower has
 //! made durable.
 
@@ -53,6 +54,8 @@ struct Pending {
 
 #[derive(Debug, Default)]
 struct Stream {
+    /// Where it began: nobody lacks anything before.
+    start: Lsn,
     /// Everything before this place has been decoded.
     decoded: Lsn,
     /// In commit order; the front is the oldest that somebody may lack.
@@ -66,6 +69,11 @@ struct Stream {
 }
 
 impl Stream {
+    /// The place before which a follower lacks nothing, by its last durable unit; none where that is not known.
+    fn place(&self, node: NodeId) -> Option<Lsn> {
+        self.applied.get(&node).map(|applied| self.has(*applied))
+    }
+
     /// The place before which `applied` (the end of the last durable unit) leaves nothing missing.
     fn has(&self, applied: Lsn) -> Lsn {
         let missing = self.pending.partition_point(|unit| unit.end <= applied);
@@ -125,9 +133,11 @@ impl Confirmer {
         }
     }
 
-    /// A stream that will decode everything after `start`; each follower already has its place in it.
+    /// A stream that will decode everything after `start`, and the followers' places in it. A follower whose place
+    /// is not known yet comes to count when it is told of by [`Confirmer::applied`].
     pub fn add_stream(&mut self, id: StreamId, start: Lsn, places: &BTreeMap<NodeId, Lsn>) {
         let stream = Stream {
+            start,
             decoded: start,
             pending: VecDeque::new(),
             applied: places.clone(),
@@ -148,7 +158,7 @@ impl Confirmer {
         let floor = self.last.flush;
         if let Some(stream) = self.streams.get_mut(&id) {
             stream.pending.clear();
-            stream.decoded = floor;
+            stream.decoded = floor.max(stream.start);
         }
     }
 
@@ -239,10 +249,9 @@ impl Confirmer {
         self.in_sync() >= self.majority()
     }
 
-    /// How far a follower has the writer's history, by the slowest stream.
+    /// How far a follower has the writer's history, by the slowest stream; where that is not known, where it began.
     pub fn place(&self, node: NodeId) -> Lsn {
-        let has =
-            |stream: &Stream| stream.has(stream.applied.get(&node).copied().unwrap_or_default());
+        let has = |stream: &Stream| stream.place(node).unwrap_or(stream.start);
         let places = self.awake().map(|(_, stream)| has(stream));
         places.min().unwrap_or_default()
     }
@@ -274,7 +283,7 @@ impl Confirmer {
             for (node, standing) in &self.standing {
                 if *standing != Standing::Out {
                     let applied = stream.applied.get(node).copied().unwrap_or_default();
-                    let place = stream.has(applied);
+                    let place = stream.place(*node).unwrap_or_default();
                     if *standing == Standing::InSync {
                         has.push(place);
                     }

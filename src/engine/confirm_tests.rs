@@ -17,6 +17,21 @@ impl Chance {
     }
 }
 
+/// Followers that are known to have nothing yet.
+fn nowhere(followers: &[NodeId]) -> BTreeMap<NodeId, Lsn> {
+    followers.iter().map(|node| (*node, Lsn(0))).collect()
+}
+
+/// Three nodes with both followers in sync, and so many streams.
+fn three(streams: usize) -> Confirmer {
+    let followers = [NodeId(1), NodeId(2)];
+    let mut confirmer = Confirmer::new(3, followers.map(|node| (node, Standing::InSync)));
+    for id in 0..streams {
+        confirmer.add_stream(id, Lsn(0), &nowhere(&followers));
+    }
+    confirmer
+}
+
 /// What truly happened.
 struct World {
     confirmer: Confirmer,
@@ -43,7 +58,7 @@ impl World {
         let followers: Vec<NodeId> = (1..nodes).map(NodeId).collect();
         let standing = followers.iter().map(|node| (*node, Standing::InSync));
         let mut confirmer = Confirmer::new(nodes, standing);
-        let places = BTreeMap::new();
+        let places = nowhere(&followers);
         for id in 0..streams {
             confirmer.add_stream(id, Lsn(0), &places);
         }
@@ -229,9 +244,7 @@ fn nothing_is_confirmed_too_early_and_everything_in_the_end() {
 
 #[test]
 fn one_slow_follower_holds_the_flush_but_not_the_write() {
-    let followers = [NodeId(1), NodeId(2)].map(|node| (node, Standing::InSync));
-    let mut confirmer = Confirmer::new(3, followers);
-    confirmer.add_stream(0, Lsn(0), &BTreeMap::new());
+    let mut confirmer = three(1);
     confirmer.decoded_unit(0, Lsn(10), Lsn(20));
     assert_eq!(confirmer.report().write, Lsn(10));
     confirmer.applied(0, NodeId(2), Lsn(20));
@@ -258,10 +271,7 @@ fn one_slow_follower_holds_the_flush_but_not_the_write() {
 
 #[test]
 fn a_report_says_whether_it_is_past_another_unit_and_what_stands_right_behind_it() {
-    let followers = [NodeId(1), NodeId(2)].map(|node| (node, Standing::InSync));
-    let mut confirmer = Confirmer::new(3, followers);
-    confirmer.add_stream(0, Lsn(0), &BTreeMap::new());
-    confirmer.add_stream(1, Lsn(0), &BTreeMap::new());
+    let mut confirmer = three(2);
     let mut told = |event: &dyn Fn(&mut Confirmer)| {
         event(&mut confirmer);
         let report = confirmer.report();
@@ -290,10 +300,7 @@ fn a_report_says_whether_it_is_past_another_unit_and_what_stands_right_behind_it
 
 #[test]
 fn an_idle_database_holds_the_others_until_it_was_read_so_far() {
-    let followers = [NodeId(1), NodeId(2)].map(|node| (node, Standing::InSync));
-    let mut confirmer = Confirmer::new(3, followers);
-    confirmer.add_stream(0, Lsn(0), &BTreeMap::new());
-    confirmer.add_stream(1, Lsn(0), &BTreeMap::new());
+    let mut confirmer = three(2);
     confirmer.decoded_unit(0, Lsn(10), Lsn(20));
     confirmer.applied(0, NodeId(1), Lsn(20));
     assert_eq!(confirmer.report().write, Lsn(0));
@@ -302,12 +309,35 @@ fn an_idle_database_holds_the_others_until_it_was_read_so_far() {
 }
 
 #[test]
-fn a_stream_that_sleeps_holds_nobody_and_goes_on_from_what_was_reported() {
+fn a_follower_without_a_known_place_counts_for_nothing_and_is_owed_everything() {
     let followers = [NodeId(1), NodeId(2)].map(|node| (node, Standing::InSync));
     let mut confirmer = Confirmer::new(3, followers);
-    confirmer.add_stream(0, Lsn(0), &BTreeMap::new());
+    confirmer.add_stream(0, Lsn(10), &BTreeMap::new());
+    confirmer.decoded_up_to(0, Lsn(50));
+    assert_eq!(confirmer.report(), Report::default());
+    assert_eq!(confirmer.place(NodeId(1)), Lsn(10));
+    confirmer.applied(0, NodeId(1), Lsn(10));
+    let report = confirmer.report();
+    assert_eq!((report.write, report.flush), (Lsn(50), Lsn(0)));
+    confirmer.set_standing(NodeId(2), Standing::Leaving);
+    assert_eq!(confirmer.report().flush, Lsn(0));
+    confirmer.set_standing(NodeId(2), Standing::Out);
+    assert_eq!(confirmer.report().flush, Lsn(50));
+}
+
+#[test]
+fn a_stream_that_begins_anew_is_not_before_its_beginning() {
+    let mut confirmer = Confirmer::new(3, []);
+    confirmer.add_stream(0, Lsn(100), &BTreeMap::new());
+    confirmer.restart_stream(0);
+    assert_eq!(confirmer.decoded(), Lsn(100));
+}
+
+#[test]
+fn a_stream_that_sleeps_holds_nobody_and_goes_on_from_what_was_reported() {
+    let mut confirmer = three(1);
     assert!(!confirmer.sleep(0, Lsn(0)), "the last one");
-    confirmer.add_stream(1, Lsn(0), &BTreeMap::new());
+    confirmer.add_stream(1, Lsn(0), &nowhere(&[NodeId(1), NodeId(2)]));
     assert!(!confirmer.sleep(1, Lsn(10)), "not read so far");
     confirmer.decoded_unit(1, Lsn(10), Lsn(20));
     assert!(!confirmer.sleep(1, Lsn(10)), "somebody lacks a unit");

@@ -2,7 +2,8 @@
 //!
 //! Guards promise 3: a read begins on a follower only where that has every acknowledged unit which touches what is
 //! read, and its answer goes out only once the writer shows every such unit that may be in it. It knows units by
-//! place, transaction and tables; it must never call a unit shown of which nobody said so.
+//! place, transaction and tables; it must never call a unit shown of which nobody said so. It lives for one writer's
+//! term: what a change of writer means for reads is `horizon.rs`' to say, which knows no tables.
 
 use std::collections::VecDeque;
 

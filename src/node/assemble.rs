@@ -189,7 +189,7 @@ impl Assembler {
         self.last = commit.end_lsn;
         Unit {
             id: UnitId {
-                epoch: self.term,
+                term: self.term,
                 lsn: commit.end_lsn,
             },
             commit: commit.commit_lsn,

@@ -170,7 +170,7 @@ mod tests {
     fn unit(lsn: u64, has_ddl: bool) -> Arc<Unit> {
         Arc::new(Unit {
             id: UnitId {
-                epoch: Epoch(1),
+                term: Epoch(1),
                 lsn: Lsn(lsn),
             },
             commit: Lsn(lsn - 1),
