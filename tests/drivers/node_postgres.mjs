@@ -333,12 +333,14 @@ CASES.push(async function timeoutsAndCancels() {
     equal(await one(client, 'select 1'), 1)
   }, { statement_timeout: 200 })
   await using(2, async (client, other) => {
+    // It asks for its process, so the writer runs it, whose activity is looked at.
+    const sleep = 'select pg_sleep(30), 81, pg_backend_pid()'
     // Its own way: a second connection that sends CancelRequest with the first one's key.
     for (let turn = 0; turn < 3; turn++) {
-      const query = new pg.Query('select pg_sleep(30), 81')
+      const query = new pg.Query(sleep)
       const ended = new Promise((resolve) => query.once('error', resolve))
       client.query(query)
-      const asleep = "select 1 from pg_stat_activity where query = 'select pg_sleep(30), 81' and state = 'active'"
+      const asleep = `select 1 from pg_stat_activity where query = '${sleep}' and state = 'active'`
       await until('it sleeps', async () => await one(other, asleep))
       new pg.Client(GIVEN).cancel(client, query)
       equal((await ended).code, '57014')
