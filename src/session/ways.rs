@@ -22,6 +22,8 @@ pub struct Ways {
     sight: Option<Arc<Sight>>,
     pools: Vec<Option<Arc<Pool>>>,
     dice: u64,
+    /// The node that answered last.
+    last: Option<NodeId>,
     /// The batch in hand goes to the writer.
     barred: bool,
     /// Every read of the session's goes to the writer: its transactions are above READ COMMITTED by themselves.
@@ -53,6 +55,7 @@ impl Ways {
             pools: Vec::new(),
             // Never 0, which would stay so.
             dice: session.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1,
+            last: None,
             barred: false,
             never: false,
             no_blocks: false,
@@ -178,8 +181,13 @@ impl Ways {
             *candidate = *one;
         }
         let dice = self.roll();
-        match choose(&candidates[..count], dice) {
-            Some(at) if found[at].0 != writer.0 => Chosen::Follower(found[at].0),
+        let last = found[..count]
+            .iter()
+            .position(|(node, _)| Some(*node) == self.last);
+        let chosen = choose(&candidates[..count], last, dice).map(|at| found[at].0);
+        self.last = chosen;
+        match chosen {
+            Some(node) if node != writer.0 => Chosen::Follower(node),
             _ => Chosen::Writer,
         }
     }
