@@ -376,6 +376,8 @@ impl Session {
             frontend::sync(&mut self.to_server);
             self.pipeline.push(Entry::client(Expect::Sync));
         }
+        // The server takes nothing but Sync, whatever was sent behind what failed.
+        self.in_batch |= self.pipeline.skipping();
         if let Some(After::Elsewhere {
             drops: Some(name), ..
         }) = fault.after
@@ -384,7 +386,8 @@ impl Session {
         }
         for undo in fault.undo {
             let carried = self.lease.as_deref_mut().map(|pooled| &mut pooled.carried);
-            self.prepared.undo(*undo, carried);
+            let later = self.pipeline.next_unnamed();
+            self.prepared.undo(*undo, carried, later);
         }
         if let Some(words) = fault.words {
             self.tally = Tally::default();

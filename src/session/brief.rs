@@ -172,6 +172,8 @@ pub struct Brief {
     pub inside: Inside,
     /// Of one BEGIN, the modes that it names.
     pub begins: Option<Modes>,
+    /// It leaves a transaction open that it has begun.
+    pub opens: bool,
     /// It goes to the writer whatever is proven: it was found to write, or to give values that differ by node.
     pub(super) barred: AtomicBool,
     /// Its statements, where the relay has more to do about them than to send them on.
@@ -191,6 +193,11 @@ impl Brief {
         };
         for statement in &facts.statements {
             brief.add(statement, catalog);
+            match &statement.kind {
+                Kind::Begin(_) => brief.opens = true,
+                Kind::Commit { chain } | Kind::Rollback { chain } => brief.opens &= *chain,
+                _ => {}
+            }
         }
         if let Ok(text) = std::str::from_utf8(text) {
             brief.refusal = brief.refusal.or_else(|| hidden_refusal(text, &facts));

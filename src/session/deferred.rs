@@ -62,6 +62,8 @@ pub struct Deferred {
     armed: bool,
     /// In a failed transaction, a portal of what ends it, and whether the next begins at once.
     pub(super) end: Option<(Bytes, bool)>,
+    /// A message of a batch was refused that would have begun a transaction; its Execute is yet to come.
+    denied: bool,
     /// Why the transaction has failed, where its client has not been told.
     pub(super) why: Option<ClientError>,
 }
@@ -214,6 +216,7 @@ impl Session {
     /// Answers a Sync where nothing is to be synchronised.
     pub(super) fn sync_here(&mut self, header: Header) {
         self.pipeline.unskip();
+        self.deferred.denied = false;
         self.pass(header, false);
         backend::ready(&mut self.to_client, self.status);
     }
@@ -298,6 +301,28 @@ impl Session {
             self.deferred.stage = Stage::Failed;
             self.deferred.end = None;
             self.status = Status::Failed;
+        }
+    }
+
+    /// The message at the front, of type `tag`, would have begun a transaction, and its client has been told that there
+    /// is no connection. What it has sent behind it, or sends before it hears of that, belongs to that transaction.
+    pub(super) fn deny_begin(&mut self, tag: u8) {
+        if self.deferred.stage != Stage::None {
+            return;
+        }
+        if tag == b'Q' {
+            self.deferred.lose(None);
+            self.status = Status::Failed;
+        } else {
+            // It may be prepared for later only.
+            self.deferred.denied = true;
+        }
+    }
+
+    /// A message of type `tag` is ignored, for one before it in its batch was refused.
+    pub(super) fn skipped_begin(&mut self, tag: u8) {
+        if tag == b'E' && std::mem::take(&mut self.deferred.denied) {
+            self.deny_begin(b'Q');
         }
     }
 

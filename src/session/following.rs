@@ -79,7 +79,8 @@ impl Session {
                 Begun::Later(step) => return Ok(Some(step)),
             }
         }
-        if self.at_writer(header).await? {
+        let opens = matches!(want, Want::Text(brief) if brief.opens);
+        if self.at_writer(header, opens).await? {
             Ok(None)
         } else {
             Ok(Some(Step::Next))

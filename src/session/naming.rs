@@ -8,13 +8,14 @@ use std::sync::Arc;
 
 use bytes::{Buf, Bytes, BytesMut};
 
+use crate::error::ClientError;
 use crate::session::brief::Brief;
 use crate::session::pipeline::{Entry, Expect, Own};
-use crate::session::prepared::{PER_CONNECTION_MAX, Statement, Undo};
+use crate::session::prepared::{PER_CONNECTION_MAX, Statement, Undo, UnnamedChange, put_parse};
 use crate::session::relay::{End, Session};
-use crate::session::requests::violation;
+use crate::session::requests::{UNPARSABLE, violation, words};
 use crate::wire::frame::Header;
-use crate::wire::message::backend;
+use crate::wire::message::backend::{self, Status};
 use crate::wire::message::frontend::{self, Target};
 use crate::wire::message::names;
 
@@ -22,8 +23,77 @@ use crate::wire::message::names;
 const UNNAMED_BYTES_MAX: usize = 1 << 20;
 /// The count of an unnamed statement that is not kept at all; others count from 1.
 pub(super) const LONG: u64 = 0;
+/// The name under which the node is sent what it is to refuse: the client's own would lose its statement.
+pub(super) const REFUSED_NAME: &str = "synapsedb_refused";
 
 impl Session {
+    /// Whether the message at the front names a statement of which it is not known yet what it is, since the batch
+    /// that changes it may fail as a whole; then all that was sent must be answered first.
+    pub(super) fn awaits_names(&mut self) -> Result<bool, End> {
+        let drops = self.watch_drops && !self.pipeline.is_empty();
+        if !drops && !self.pipeline.names_are_open() && !self.pipeline.unnamed_is_open() {
+            return Ok(false);
+        }
+        let Some(name) = names::statement_range(&self.input).map_err(violation)? else {
+            return Ok(false);
+        };
+        // A new unnamed statement takes the place of whatever there is.
+        let waits = match (name.is_empty(), self.input.first()) {
+            (true, Some(b'P')) => false,
+            (true, _) => self.pipeline.unnamed_is_open(),
+            (false, _) => drops || self.pipeline.names_are_open(),
+        };
+        if waits {
+            self.await_answers();
+        }
+        Ok(waits)
+    }
+
+    /// The same of a text that drops a statement by its name. A Query does it in ways that depend on how the transaction
+    /// stands, so it waits for whatever was sent.
+    pub(super) fn awaits_dropped(&mut self, brief: &Brief, tag: u8) -> bool {
+        let waits = brief.deallocates.is_some()
+            && (self.pipeline.names_are_open() || tag == b'Q' && !self.pipeline.is_empty());
+        if waits {
+            self.await_answers();
+        }
+        waits
+    }
+
+    fn await_answers(&mut self) {
+        frontend::flush(&mut self.to_server);
+        self.barrier = true;
+    }
+
+    /// Has the node refuse a Parse under a name. Where that is taken, whatever else is wrong comes first, so the text is
+    /// parsed; what is not allowed is not sent.
+    pub(super) fn refuse_named(&mut self, tail: &[u8], error: &ClientError) {
+        if !tail.is_empty() && matches!(error, ClientError::StatementExists { .. }) {
+            let _ = frontend::close(&mut self.to_server, Target::Statement, REFUSED_NAME);
+            put_parse(REFUSED_NAME, tail, &mut self.to_server);
+            for expect in [Expect::Close, Expect::Parse] {
+                self.pipeline.push(Entry::own(expect, Own::Statement));
+            }
+        }
+        self.refuse_parse(false, error);
+    }
+
+    /// Has the node refuse a Parse of the client's, which gets these words.
+    pub(super) fn refuse_parse(&mut self, unnamed: bool, error: &ClientError) {
+        let mut entry = Entry::client(Expect::Parse);
+        entry.words = Some(words(error));
+        let name = if unnamed {
+            // A Parse that fails ends it.
+            let carried = self.lease.as_deref_mut().map(|pooled| &mut pooled.carried);
+            entry.undo = Some(Box::new(self.prepared.end_unnamed(carried)));
+            ""
+        } else {
+            REFUSED_NAME
+        };
+        self.pipeline.push(entry);
+        let _ = frontend::parse(&mut self.to_server, name, UNPARSABLE, &[]);
+    }
+
     /// SQL's DEALLOCATE of a statement that the client prepared by the protocol: the node knows it by
     /// another name, if it has it at all.
     pub(super) fn deallocation(&mut self, name: &str, entry: &mut Entry) -> Option<String> {
@@ -36,6 +106,7 @@ impl Session {
             lease.carried.statements.remove(statement.id);
             undo.on_connection = Some((statement.id, true));
         }
+        undo.unnamed = entry.undo.take().and_then(|undo| undo.unnamed);
         entry.undo = Some(Box::new(undo));
         Some(format!("deallocate {}", statement.server_name()))
     }
@@ -102,7 +173,13 @@ impl Session {
     /// Prepares a statement for the client on the connection, or says at once that it is there.
     pub(super) fn parse_named(&mut self, statement: &Arc<Statement>, mut undo: Undo) {
         let Some(lease) = &mut self.lease else { return };
-        let there = lease.carried.statements.touch(statement.id);
+        let mut there = lease.carried.statements.touch(statement.id);
+        if there && self.status == Status::Failed {
+            // The node says what becomes of it, as it would of a text that is new to it.
+            self.close_on_node(statement.id);
+            there = false;
+        }
+        let Some(lease) = &mut self.lease else { return };
         let mut entry = if there {
             let mut answer = BytesMut::new();
             backend::parse_complete(&mut answer);
@@ -145,6 +222,14 @@ impl Session {
         let Some(id) = lease.carried.statements.overflow(PER_CONNECTION_MAX) else {
             return;
         };
+        self.close_on_node(id);
+    }
+
+    /// Closes a statement that is on the connection.
+    fn close_on_node(&mut self, id: u64) {
+        if let Some(lease) = &mut self.lease {
+            lease.carried.statements.remove(id);
+        }
         let name = format!("synapsedb_{id}");
         let _ = frontend::close(&mut self.to_server, Target::Statement, &name);
         let mut entry = Entry::own(Expect::Close, Own::Statement);
@@ -170,15 +255,21 @@ impl Session {
             lease.carried.unnamed_shape = Arc::default();
             let theirs = lease.carried.unnamed.replace(mine);
             let mut entry = Entry::own(Expect::Parse, Own::Statement);
-            entry.undo = Some(Box::new(Undo {
-                unnamed: Some((Some(unnamed.clone()), theirs)),
-                ..Undo::default()
-            }));
+            entry.undo = Some(Box::new(Undo::unnamed(UnnamedChange {
+                before: Some(unnamed.clone()),
+                theirs,
+                mine: Some(mine),
+            })));
             self.pipeline.push(entry);
-        } else if lease.carried.unnamed.take().is_some() {
+        } else if let Some(theirs) = lease.carried.unnamed.take() {
             let _ = frontend::close(&mut self.to_server, Target::Statement, "");
-            self.pipeline
-                .push(Entry::own(Expect::Close, Own::Statement));
+            let mut entry = Entry::own(Expect::Close, Own::Statement);
+            entry.undo = Some(Box::new(Undo::unnamed(UnnamedChange {
+                before: self.prepared.unnamed.clone(),
+                theirs: Some(theirs),
+                mine: None,
+            })));
+            self.pipeline.push(entry);
         }
     }
 

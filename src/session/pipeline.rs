@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::node::carried::Noted;
 use crate::session::global_ddl::After;
-use crate::session::prepared::{Statement, Undo};
+use crate::session::prepared::{Statement, Undo, UnnamedChange};
 
 /// Which message's answer is awaited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,6 +192,41 @@ pub struct OutOfStep {
     pub awaited: Option<Expect>,
 }
 
+/// How many changes of what names stand for are among what is awaited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Changes {
+    named: usize,
+    unnamed: usize,
+}
+
+impl Changes {
+    fn of(undo: Option<&Undo>) -> Self {
+        undo.map_or_else(Self::default, |undo| Self {
+            named: usize::from(undo.named.is_some() || undo.on_connection.is_some()),
+            unnamed: usize::from(undo.unnamed.is_some()),
+        })
+    }
+
+    fn add(&mut self, more: Self) {
+        self.named += more.named;
+        self.unnamed += more.unnamed;
+    }
+
+    /// Takes off as many as there are, and gives the rest.
+    fn take_off(&mut self, less: Self) -> Self {
+        let here = Self {
+            named: less.named.min(self.named),
+            unnamed: less.unnamed.min(self.unnamed),
+        };
+        self.named -= here.named;
+        self.unnamed -= here.unnamed;
+        Self {
+            named: less.named - here.named,
+            unnamed: less.unnamed - here.unnamed,
+        }
+    }
+}
+
 /// The awaited answers.
 #[derive(Debug, Default)]
 pub struct Pipeline {
@@ -204,6 +239,9 @@ pub struct Pipeline {
     keeps: bool,
     /// What it takes.
     kept: Vec<Undo>,
+    /// Changes of names in the batch that is being sent, and in those before, which may fail by themselves.
+    changes: Changes,
+    earlier: Changes,
 }
 
 impl Pipeline {
@@ -221,7 +259,34 @@ impl Pipeline {
         if entry.expect == Expect::CopyEnd {
             self.copying = false;
         }
+        self.changes.add(Changes::of(entry.undo.as_deref()));
+        if matches!(entry.expect, Expect::Sync | Expect::Query) {
+            // A Query too fails without what follows it.
+            self.earlier.add(std::mem::take(&mut self.changes));
+        }
         self.queue.push_back(entry);
+    }
+
+    /// Whether a batch before the one that is being sent may still fail, and with it a change of what names stand for.
+    pub fn names_are_open(&self) -> bool {
+        self.earlier.named > 0
+    }
+
+    /// The same of the unnamed statement, unless the batch that is being sent has made one.
+    pub fn unnamed_is_open(&self) -> bool {
+        self.earlier.unnamed > 0 && self.changes.unnamed == 0
+    }
+
+    /// The next change of the unnamed statement that is awaited.
+    pub fn next_unnamed(&mut self) -> Option<&mut UnnamedChange> {
+        let mut undos = self.queue.iter_mut().filter_map(|e| e.undo.as_mut());
+        undos.find_map(|undo| undo.unnamed.as_mut())
+    }
+
+    /// What these changes are is certain now; they are the oldest.
+    fn closed(&mut self, undo: Option<&Undo>) {
+        let rest = self.earlier.take_off(Changes::of(undo));
+        self.changes.take_off(rest);
     }
 
     /// Leads error positions back in the answer to the client's text that was sent after the first
@@ -301,6 +366,7 @@ impl Pipeline {
     pub fn abandon(&mut self) -> Vec<Undo> {
         self.skipping = false;
         self.copying = false;
+        (self.changes, self.earlier) = (Changes::default(), Changes::default());
         let entries = std::mem::take(&mut self.queue);
         let kept = std::mem::take(&mut self.kept);
         let undone = entries.into_iter().filter_map(|entry| entry.undo);
@@ -317,6 +383,7 @@ impl Pipeline {
             let Some(entry) = self.queue.pop_front() else {
                 return;
             };
+            self.closed(entry.undo.as_deref());
             if let Some(answer) = entry.words {
                 out.extend_from_slice(&answer);
             }
@@ -344,7 +411,8 @@ impl Pipeline {
         let done = match (expect, tag) {
             (_, b'E') => return Ok(self.error()),
             (Expect::Query | Expect::Function | Expect::Sync, b'Z') => {
-                self.queue.pop_front();
+                let answered = self.queue.pop_front();
+                self.closed(answered.and_then(|entry| entry.undo).as_deref());
                 self.copying = false;
                 return Ok(own.map_or(Verdict::Ready, Verdict::OwnReady));
             }
@@ -371,6 +439,7 @@ impl Pipeline {
                 if let Some(statement) = answered.statement {
                     statement.prove();
                 }
+                self.closed(answered.undo.as_deref());
                 let undo = answered.undo.filter(|_| self.keeps);
                 self.kept.extend(undo.map(|undo| *undo));
             }
@@ -415,6 +484,7 @@ impl Pipeline {
                 undo: undo.into_iter().collect(),
                 ..Fault::default()
             };
+            self.closed(fault.undo.first().map(AsRef::as_ref));
             return Verdict::Error(fault);
         }
         let sync = self
@@ -422,8 +492,22 @@ impl Pipeline {
             .iter()
             .position(|entry| entry.expect == Expect::Sync);
         self.skipping = sync.is_none();
-        let mut dropped = self.queue.drain(..sync.unwrap_or(self.queue.len()));
-        let mut fault = Fault::default();
+        let until = sync.unwrap_or(self.queue.len());
+        let dropped: Vec<Entry> = self.queue.drain(..until).collect();
+        for entry in &dropped {
+            self.closed(entry.undo.as_deref());
+        }
+        // Where what was put ahead of a Query fails, it fails alone; behind the client's own message that fails, the
+        // server ignores a Query as it does all until Sync, which the client sends.
+        let own = dropped.first().is_some_and(|entry| entry.own.is_some());
+        let whose = dropped.iter().find(|entry| entry.own.is_none());
+        let queries = |e: &Entry| matches!(e.expect, Expect::Query | Expect::Function);
+        let resync = own && whose.is_some_and(queries);
+        let mut dropped = dropped.into_iter();
+        let mut fault = Fault {
+            resync,
+            ..Fault::default()
+        };
         if let Some(mut failed) = dropped.next() {
             fault.words = failed.words.take();
             fault.splices = failed.splices.take();
@@ -436,7 +520,6 @@ impl Pipeline {
             fault.begin = failed.own == Some(Own::Begin);
         }
         for entry in dropped {
-            fault.resync |= matches!(entry.expect, Expect::Query | Expect::Function);
             fault.after = fault.after.or(entry.after);
             fault.undo.extend(entry.undo);
         }

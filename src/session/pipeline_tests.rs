@@ -1,6 +1,7 @@
 //! The queue of answers, played by hand: who gets what, and what an error takes with it.
 
 use super::*;
+use crate::session::prepared::Prepared;
 
 fn queue(entries: Vec<Entry>) -> Pipeline {
     let mut pipeline = Pipeline::default();
@@ -119,6 +120,59 @@ fn undo_comes_latest_first_and_says_which_failed() {
         fault.undo.iter().map(|u| u.failed).collect::<Vec<_>>(),
         [false, true]
     );
+}
+
+#[test]
+fn names_are_open_while_an_earlier_batch_may_fail() {
+    let named = || Undo {
+        named: Some((Bytes::from_static(b"s"), None)),
+        ..Undo::default()
+    };
+    let parse = |undo: Undo| {
+        let mut entry = Entry::client(Expect::Parse);
+        entry.undo = Some(Box::new(undo));
+        entry
+    };
+    let unnamed = || Prepared::default().end_unnamed(None);
+    let (sync, bind) = (
+        || Entry::client(Expect::Sync),
+        || Entry::client(Expect::Bind),
+    );
+    // Of the batch that is being sent everything stands or falls together.
+    let mut pipeline = queue(vec![parse(named()), bind()]);
+    assert!(!pipeline.names_are_open());
+    pipeline.push(sync());
+    assert!(pipeline.names_are_open() && !pipeline.unnamed_is_open());
+    assert_eq!(play(&mut pipeline, b"1"), "1");
+    assert!(!pipeline.names_are_open());
+    // It fails, and what failed with it is known; a later batch's stays open.
+    let two = vec![bind(), parse(named()), sync(), parse(named()), sync()];
+    let mut pipeline = queue(two);
+    assert_eq!(play(&mut pipeline, b"EZ"), "EZ");
+    assert!(pipeline.names_are_open());
+    assert_eq!(play(&mut pipeline, b"1Z"), "1Z");
+    assert!(!pipeline.names_are_open());
+    // A new unnamed statement does not care for the one before.
+    let mut pipeline = queue(vec![parse(unnamed()), sync()]);
+    assert!(pipeline.unnamed_is_open() && !pipeline.names_are_open());
+    pipeline.push(parse(unnamed()));
+    assert!(!pipeline.unnamed_is_open());
+    pipeline.push(sync());
+    assert_eq!(play(&mut pipeline, b"1Z"), "1Z");
+    assert!(pipeline.unnamed_is_open() && pipeline.next_unnamed().is_some());
+    pipeline.abandon();
+    assert!(!pipeline.unnamed_is_open());
+}
+
+#[test]
+fn a_query_is_skipped_with_the_batch_that_failed_before_it() {
+    let mut pipeline = queue(clients(&[Expect::Describe, Expect::Query]));
+    let Ok(Verdict::Error(fault)) = pipeline.answer(b'E') else {
+        panic!("an error");
+    };
+    assert!(!fault.resync && pipeline.skipping() && pipeline.is_empty());
+    pipeline.push(Entry::client(Expect::Sync));
+    assert_eq!(play(&mut pipeline, b"Z"), "Z");
 }
 
 #[test]

@@ -78,15 +78,20 @@ impl Statement {
 
     /// Appends its Parse under `name`.
     pub fn put_parse(&self, name: &str, out: &mut BytesMut) {
-        let length = 4 + name.len() + 1 + self.tail.len();
-        out.reserve(length + 1);
-        out.put_u8(b'P');
-        // The tail came in a frame whose length word held it beside a name of the client's.
-        out.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
-        out.put_slice(name.as_bytes());
-        out.put_u8(0);
-        out.put_slice(&self.tail);
+        put_parse(name, &self.tail, out);
     }
+}
+
+/// Appends a Parse under `name` with what follows a name in the client's.
+pub fn put_parse(name: &str, tail: &[u8], out: &mut BytesMut) {
+    let length = 4 + name.len() + 1 + tail.len();
+    out.reserve(length + 1);
+    out.put_u8(b'P');
+    // The tail came in a frame whose length word held it beside a name of the client's.
+    out.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+    out.put_slice(name.as_bytes());
+    out.put_u8(0);
+    out.put_slice(tail);
 }
 
 #[derive(Clone)]
@@ -161,8 +166,16 @@ pub struct Unnamed {
     pub meaning: Arc<Meaning>,
 }
 
-/// A session's unnamed statement, and whose the connection's was.
-pub type UnnamedBefore = (Option<Unnamed>, Option<(u64, u64)>);
+/// A change of the unnamed statement: what there was before, and what it made.
+#[derive(Debug, Clone)]
+pub struct UnnamedChange {
+    /// The session's before.
+    pub before: Option<Unnamed>,
+    /// Whose the connection's was.
+    pub theirs: Option<(u64, u64)>,
+    /// Whose it is by this.
+    pub mine: Option<(u64, u64)>,
+}
 
 /// What to take back when the node did not run a message after all.
 #[derive(Debug, Default)]
@@ -173,8 +186,18 @@ pub struct Undo {
     pub named: Option<(Bytes, Option<Arc<Meaning>>)>,
     /// The connection's statement, and whether it was there.
     pub on_connection: Option<(u64, bool)>,
-    /// The session's unnamed statement before, and whose the connection's was.
-    pub unnamed: Option<UnnamedBefore>,
+    /// The unnamed statement.
+    pub unnamed: Option<UnnamedChange>,
+}
+
+impl Undo {
+    /// Of a change of nothing but the unnamed statement.
+    pub fn unnamed(change: UnnamedChange) -> Self {
+        Self {
+            unnamed: Some(change),
+            ..Self::default()
+        }
+    }
 }
 
 /// The statements of one session.
@@ -223,12 +246,23 @@ impl Prepared {
         carried: &mut Carried,
     ) -> Undo {
         let before = self.keep_unnamed(statement);
-        let theirs = carried.unnamed.replace((session, self.count));
+        let mine = Some((session, self.count));
+        let theirs = std::mem::replace(&mut carried.unnamed, mine);
         carried.unnamed_shape = Arc::default();
-        Undo {
-            unnamed: Some((before, theirs)),
-            ..Undo::default()
-        }
+        Undo::unnamed(UnnamedChange {
+            before,
+            theirs,
+            mine,
+        })
+    }
+
+    /// There is no unnamed statement any more, here and on the connection.
+    pub fn end_unnamed(&mut self, carried: Option<&mut Carried>) -> Undo {
+        Undo::unnamed(UnnamedChange {
+            before: self.unnamed.take(),
+            theirs: carried.and_then(|carried| carried.unnamed.take()),
+            mine: None,
+        })
     }
 
     /// Sets the unnamed statement on no connection yet; gives the one before.
@@ -246,30 +280,57 @@ impl Prepared {
         self.named.clear();
     }
 
-    /// Takes a change back.
-    pub fn undo(&mut self, undo: Undo, carried: Option<&mut Carried>) {
+    /// Takes a change back. `later` is the next change of the unnamed statement that may have to be taken back.
+    pub fn undo(
+        &mut self,
+        undo: Undo,
+        mut carried: Option<&mut Carried>,
+        later: Option<&mut UnnamedChange>,
+    ) {
         if let Some((name, before)) = undo.named {
             match before {
                 Some(meaning) => self.named.insert(name, meaning),
                 None => self.named.remove(&name),
             };
         }
-        let (mut session, mut connection) = (None, None);
-        if let (Some(before), false) = (undo.unnamed.as_ref(), undo.failed) {
-            (session, connection) = before.clone();
-        }
-        if undo.unnamed.is_some() {
-            self.unnamed = session;
+        if let Some(mut change) = undo.unnamed {
+            if undo.failed {
+                // What fails has ended the one before.
+                (change.before, change.theirs) = (None, None);
+            }
+            self.undo_unnamed(change, carried.as_deref_mut(), later);
         }
         let Some(carried) = carried else { return };
-        if undo.unnamed.is_some() {
-            carried.unnamed = connection;
-            carried.unnamed_shape = Arc::default();
-        }
         match undo.on_connection {
             Some((id, true)) => carried.statements.insert(id),
             Some((id, false)) => carried.statements.remove(id),
             None => {}
+        }
+    }
+
+    /// Only where nothing else has come in its place; else what came has another before it.
+    fn undo_unnamed(
+        &mut self,
+        change: UnnamedChange,
+        carried: Option<&mut Carried>,
+        later: Option<&mut UnnamedChange>,
+    ) {
+        let made = change.mine.map_or(0, |(_, count)| count);
+        let count = |unnamed: &Option<Unnamed>| unnamed.as_ref().map_or(0, |one| one.count);
+        if let Some(later) = later {
+            if count(&later.before) == made {
+                later.before.clone_from(&change.before);
+            }
+            if later.theirs == change.mine {
+                later.theirs = change.theirs;
+            }
+        }
+        if count(&self.unnamed) == made {
+            self.unnamed = change.before;
+        }
+        if let Some(carried) = carried.filter(|carried| carried.unnamed == change.mine) {
+            carried.unnamed = change.theirs;
+            carried.unnamed_shape = Arc::default();
         }
     }
 }
@@ -322,20 +383,29 @@ mod tests {
         );
         mine.name(b"s", Some(Arc::clone(&a)));
         let close = mine.name(b"s", None);
-        let again = mine.name(b"s", Some(b));
-        mine.undo(again, Some(&mut carried));
+        let again = mine.name(b"s", Some(Arc::clone(&b)));
+        mine.undo(again, Some(&mut carried), None);
         assert!(mine.get(b"s").is_none());
-        mine.undo(close, Some(&mut carried));
+        mine.undo(close, Some(&mut carried), None);
         assert_eq!(mine.get(b"s").map(|s| s.statement.id), Some(a.id));
 
         mine.set_unnamed(Arc::clone(&a), 7, &mut carried);
         let skipped = mine.set_unnamed(Arc::clone(&a), 7, &mut carried);
-        mine.undo(skipped, Some(&mut carried));
+        mine.undo(skipped, Some(&mut carried), None);
         assert_eq!(carried.unnamed, Some((7, 1)));
         assert_eq!(mine.unnamed.as_ref().map(|u| u.count), Some(1));
-        let mut failed = mine.set_unnamed(a, 7, &mut carried);
+        let mut failed = mine.set_unnamed(Arc::clone(&a), 7, &mut carried);
         failed.failed = true;
-        mine.undo(failed, Some(&mut carried));
+        mine.undo(failed, Some(&mut carried), None);
+        assert!(mine.unnamed.is_none() && carried.unnamed.is_none());
+
+        // One of a later batch stays, and goes back to what there was before both.
+        let first = mine.set_unnamed(Arc::clone(&b), 7, &mut carried);
+        let mut second = mine.set_unnamed(b, 7, &mut carried);
+        mine.undo(first, Some(&mut carried), second.unnamed.as_mut());
+        assert_eq!(mine.unnamed.as_ref().map(|u| u.count), Some(5));
+        assert_eq!(carried.unnamed, Some((7, 5)));
+        mine.undo(second, Some(&mut carried), None);
         assert!(mine.unnamed.is_none() && carried.unnamed.is_none());
     }
 }

@@ -383,7 +383,7 @@ impl Session {
         }
         self.drop_lease().await;
         for undo in self.pipeline.abandon() {
-            self.prepared.undo(undo, None);
+            self.prepared.undo(undo, None, None);
         }
         self.pipeline.keep(false);
         self.to_client.truncate(reading.mark);
@@ -419,7 +419,7 @@ impl Session {
         let asked = !self.pipeline.is_empty() || self.in_batch;
         let synced = self.pipeline.awaits_ready();
         for undo in self.pipeline.abandon() {
-            self.prepared.undo(undo, None);
+            self.prepared.undo(undo, None, None);
         }
         self.to_server.clear();
         self.scanner = Scanner::new();

@@ -16,7 +16,7 @@ use crate::session::following::Want;
 use crate::session::global_ddl;
 use crate::session::naming::LONG;
 use crate::session::pipeline::{Entry, Expect, Risk};
-use crate::session::prepared::{PER_SESSION_MAX, Statement, Undo};
+use crate::session::prepared::{PER_SESSION_MAX, Statement, Undo, UnnamedChange};
 use crate::session::relay::{End, OUTPUT_BYTES_MAX, Session};
 use crate::wire::frame::{self, HEADER_BYTES, Header};
 use crate::wire::message::backend::{self, Status};
@@ -154,6 +154,7 @@ impl Session {
         }
         if self.pipeline.skipping() {
             // The server would ignore it.
+            self.skipped_begin(header.tag);
             self.pass(header, false);
             return Ok(Step::Next);
         }
@@ -162,7 +163,7 @@ impl Session {
             self.pass(header, on);
             return Ok(Step::Next);
         }
-        if self.must_wait() {
+        if self.must_wait() || self.awaits_names()? {
             return Ok(Step::Wait);
         }
         match header.tag {
@@ -192,8 +193,8 @@ impl Session {
     }
 
     /// Takes a connection to the writer for the message at the front, unless there is one, or answers that there is
-    /// none. False: answered.
-    pub(super) async fn at_writer(&mut self, header: Header) -> Result<bool, End> {
+    /// none. False: answered. `opens`: it begins a transaction.
+    pub(super) async fn at_writer(&mut self, header: Header, opens: bool) -> Result<bool, End> {
         // Aside, as all that is large and not taken by every message: the frame of each message's future would be
         // copied through all the functions around it.
         if self.lease.is_none()
@@ -204,6 +205,9 @@ impl Session {
                 return Err(End::Error(error));
             }
             self.fail_deferred();
+            if opens {
+                self.deny_begin(header.tag);
+            }
             self.refuse(header, &error);
             return Ok(false);
         }
@@ -295,6 +299,9 @@ impl Session {
         {
             return Ok(step);
         }
+        if self.awaits_dropped(&brief, header.tag) {
+            return Ok(Step::Wait);
+        }
         if brief.special.is_some()
             && let Some(step) = Box::pin(self.special(header, &brief)).await?
         {
@@ -303,13 +310,13 @@ impl Session {
         if let Some(step) = self.connected(header, Want::Text(&brief)).await? {
             return Ok(step);
         }
-        self.prepared.unnamed = None;
-        if let Some(lease) = &mut self.lease {
-            lease.carried.unnamed = None;
-        }
+        let carried = self.lease.as_deref_mut().map(|pooled| &mut pooled.carried);
+        let undo = self.prepared.end_unnamed(carried);
+        let mut entry = Entry::client(Expect::Query);
+        // In a batch that fails it is skipped.
+        entry.undo = self.in_batch.then(|| Box::new(undo));
         self.in_batch = false;
         self.bound_risk = Risk::None;
-        let mut entry = Entry::client(Expect::Query);
         entry.risk = brief.risk;
         if let Some(error) = self.refusal(&brief) {
             entry.words = Some(words(&error));
@@ -353,6 +360,9 @@ impl Session {
         let tail = self.input[name.end + 1..header.len].to_vec();
         let briefs = self.briefs();
         let brief = self.brief(&briefs, text_of(&tail));
+        if self.awaits_dropped(&brief, header.tag) {
+            return Ok(Step::Wait);
+        }
         if brief.special.is_some()
             && let Some(step) = Box::pin(self.special(header, &brief)).await?
         {
@@ -386,7 +396,11 @@ impl Session {
         }
         self.in_batch = true;
         if let Some(error) = error {
-            self.refuse_parse(&error);
+            if name.is_empty() {
+                self.refuse_parse(true, &error);
+            } else {
+                self.refuse_named(&tail, &error);
+            }
             self.pass(header, false);
         } else if let (true, Some(sql)) = (name.is_empty(), self.deallocation_in_batch(&brief)) {
             self.parse_deallocation(&sql, brief);
@@ -424,13 +438,6 @@ impl Session {
         (self.prepared.len() >= PER_SESSION_MAX).then_some(ClientError::TooLarge { what })
     }
 
-    fn refuse_parse(&mut self, error: &ClientError) {
-        let mut entry = Entry::client(Expect::Parse);
-        entry.words = Some(words(error));
-        self.pipeline.push(entry);
-        let _ = frontend::parse(&mut self.to_server, "", UNPARSABLE, &[]);
-    }
-
     /// A text too long to be seen: it cannot be named, since what is named must be remembered.
     async fn long_parse(&mut self, header: Header, unnamed: bool) -> Result<Step, End> {
         if let Some(step) = self.connected(header, Want::Writer).await? {
@@ -439,19 +446,20 @@ impl Session {
         self.in_batch = true;
         if !unnamed {
             let what = "the text of a named statement";
-            self.refuse_parse(&ClientError::TooLarge { what });
+            self.refuse_parse(false, &ClientError::TooLarge { what });
             self.pass(header, false);
             return Ok(Step::Next);
         }
         self.note(&Brief::unknown());
-        let mine = self.prepared.unnamed.take();
+        let before = self.prepared.unnamed.take();
         let mut entry = Entry::client(Expect::Parse);
         if let Some(lease) = &mut self.lease {
-            let theirs = lease.carried.unnamed.replace((self.id, LONG));
-            entry.undo = Some(Box::new(Undo {
-                unnamed: Some((mine, theirs)),
-                ..Undo::default()
-            }));
+            let mine = Some((self.id, LONG));
+            entry.undo = Some(Box::new(Undo::unnamed(UnnamedChange {
+                before,
+                theirs: std::mem::replace(&mut lease.carried.unnamed, mine),
+                mine,
+            })));
         }
         self.bound_risk = Risk::Commit;
         self.pipeline.push(entry);
@@ -492,15 +500,14 @@ impl Session {
         }
         let name = names::statement_range(&self.input).map_err(violation)?;
         let mut undo = None;
+        let mut ended = None;
         if let Some(name) = &name {
             if self.prepared.get(&self.input[name.clone()]).is_some() {
                 let name = self.input[name.clone()].to_vec();
                 undo = Some(Box::new(self.prepared.name(&name, None)));
             } else if name.is_empty() {
-                self.prepared.unnamed = None;
-                if let Some(lease) = &mut self.lease {
-                    lease.carried.unnamed = None;
-                }
+                let carried = self.lease.as_deref_mut().map(|pooled| &mut pooled.carried);
+                ended = Some(Box::new(self.prepared.end_unnamed(carried)));
             }
         }
         if undo.is_some() || self.lease.is_none() {
@@ -514,7 +521,9 @@ impl Session {
             self.pass(header, false);
         } else {
             self.in_batch = true;
-            self.pipeline.push(Entry::client(Expect::Close));
+            let mut entry = Entry::client(Expect::Close);
+            entry.undo = ended;
+            self.pipeline.push(entry);
             self.pass(header, true);
         }
         Ok(Step::Next)

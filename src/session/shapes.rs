@@ -19,6 +19,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::node::carried::Noted;
 use crate::session::following::Want;
+use crate::session::naming::REFUSED_NAME;
 use crate::session::pipeline::{Entry, Expect, Listener, Own};
 use crate::session::prepared::{Meaning, Statement};
 use crate::session::reading::Again;
@@ -166,11 +167,7 @@ impl Session {
         let mut entry = Entry::client(Expect::Parse);
         entry.words = Some(outdated_words());
         self.pipeline.push(entry);
-        let _ = frontend::parse(&mut self.to_server, "", UNPARSABLE, &[]);
-        if let Some(lease) = &mut self.lease {
-            // A Parse that fails ends the connection's unnamed statement; the session's own lives on.
-            lease.carried.unnamed = None;
-        }
+        let _ = frontend::parse(&mut self.to_server, REFUSED_NAME, UNPARSABLE, &[]);
         self.pass(header, false);
         Step::Next
     }

@@ -7,6 +7,7 @@ mod support;
 
 mod aborted;
 mod basics;
+mod batches;
 mod bulk;
 mod certainty;
 mod deferred;
