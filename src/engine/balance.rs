@@ -37,7 +37,7 @@ pub fn choose(candidates: &[Candidate], last: Option<usize>, dice: u64) -> Optio
     if count < 2 {
         return (count == 1).then_some(0);
     }
-    let (again, dice) = (dice % IN_A_ROW != 0, dice / IN_A_ROW);
+    let (again, dice) = (!dice.is_multiple_of(IN_A_ROW), dice / IN_A_ROW);
     let picked = usize::try_from(dice % count).ok()?;
     let first = last.filter(|_| again).unwrap_or(picked);
     let step = usize::try_from(1 + (dice / count) % (count - 1)).ok()?;
