@@ -95,7 +95,7 @@ const GREEDY: &str = "create function mal.take(v int) returns bool language plpg
       if current_user <> 'mallory' then raise log 'taken as %', current_user; end if;
       return true; end $$;
     create function mal.refuse(v int) returns bool language plpgsql as $$ begin
-      if current_user = 'mallory' and session_user <> 'mallory' then
+      if current_user = 'mallory' and session_user not in ('mallory', 'synapsedb_applier') then
         raise exception 'not as this one' using errcode = '42501';
       end if;
       return mal.take(v); end $$;
