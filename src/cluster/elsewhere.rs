@@ -111,7 +111,9 @@ impl Steward {
     }
 }
 
-/// The settings first, each in a Query of its own, since the command may stand in none with others.
+/// The settings first, each in a Query of its own, since the command may stand in none with others. The command is
+/// none, so that the server takes it for one command or refuses it: what followed it could give the role back.
+/// (None of these commands evaluates anything of a user's but as the owner of what it works on.)
 async fn run(client: &Client, order: &Order) -> Result<(), tokio_postgres::Error> {
     let role_name = literal(&order.role);
     let path = match &order.search_path {
@@ -122,7 +124,8 @@ async fn run(client: &Client, order: &Order) -> Result<(), tokio_postgres::Error
     client.batch_execute(&set).await?;
     let role = format!("select pg_catalog.set_config('role', {role_name}, false)");
     client.batch_execute(&role).await?;
-    client.batch_execute(&order.command).await
+    client.execute(&*order.command, &[]).await?;
+    Ok(())
 }
 
 /// What takes a CREATE DATABASE or CREATE TABLESPACE back.

@@ -5,6 +5,11 @@
 //! crosses them off. A build that was cut short is begun anew. Guards promise 2: later DDL waits until
 //! nothing is pending, so that names and definitions come out as on the writer. One build may be begun while the
 //! writer is at it (`early.rs`).
+//!
+//! CONCURRENTLY is refused inside of functions, so the session is a superuser's that took the role of whoever made the
+//! index, and code of a user's could give that role back. It can't where it runs as the table's owner, as all does
+//! but what the server evaluates while it reads the command. So only commands are noted that leave nothing to
+//! evaluate then (`sql/aside.rs`); the others are run in their turn like all DDL, by their role's runner.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +23,7 @@ use super::ddl::DdlRow;
 use super::early::{self, Early, Head, Task};
 use super::error::ApplyError;
 use crate::ids::NodeId;
-use crate::node::control::{Control, ControlError};
+use crate::node::control::{Control, ControlError, secret_hash};
 use crate::node::unit::{Change, Changes, Unit};
 use crate::sql::aside::concurrent_form;
 use crate::sql::pieces;
@@ -263,18 +268,13 @@ impl Aside {
         Ok(same)
     }
 
-    /// As the role that ran the command on the writer; `anyhow`: also where it can't be done CONCURRENTLY. Where that one lacks a right here, as the superuser:
-    /// the writer has the index, so this node needs it too.
+    /// As the role that ran the command on the writer; `anyhow`: also where it can't be done CONCURRENTLY. Where that
+    /// one lacks a right here, as the superuser: the writer has the index, so this node needs it too, and what it
+    /// evaluates is evaluated as the table's owner whoever asks for it.
     async fn build(&self, order: &Build, anyhow: bool) -> Result<(), ControlError> {
         let Some(concurrent) = concurrent_form(&order.command) else {
-            // Only index builds are noted here; what else stands there is not ours.
-            let command = &order.command;
-            tracing::error!(
-                node = self.node.0,
-                command,
-                "a pending index build is none; it is left out"
-            );
-            return Ok(());
+            // An older version noted it.
+            return self.build_in_runner(order).await;
         };
         let built = self
             .build_as(order, &concurrent, order.role.as_deref(), anyhow)
@@ -310,19 +310,47 @@ impl Aside {
             let set = "select pg_catalog.set_config($1, $2, false)";
             client.query_one(set, &[&name, &value]).await?;
         }
-        let built = match client.batch_execute(concurrent).await {
+        // Not as a Query, which could hold more than one command.
+        let built = match client.execute(concurrent, &[]).await {
             // A partitioned table, or an access method that can't.
             Err(error) if anyhow && error.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) => {
                 let plain = pieces::plain_form(&order.command);
-                client.batch_execute(&plain).await
+                client.execute(&*plain, &[]).await
             }
             built => built,
         };
         match built {
             // It was built before the proxy could cross it off.
             Err(error) if anyhow && error.code() == Some(&SqlState::DUPLICATE_TABLE) => Ok(()),
-            built => Ok(built?),
+            built => Ok(built.map(|_| ())?),
         }
+    }
+
+    /// In its plain form, inside a function that its role owns and that lives as long as the transaction: there no
+    /// code can become the superuser again.
+    async fn build_in_runner(&self, order: &Build) -> Result<(), ControlError> {
+        let mut client = self.control.connect(self.node, &self.database).await?;
+        let transaction = client.transaction().await?;
+        let secret = format!("{:032x}", rand::random::<u128>());
+        let hash = secret_hash(&secret);
+        // One that was noted without its role has none to be built as: that fails, and is shown.
+        let make = "select synapsedb.make_runner($1::text::name, $2)";
+        let row = transaction.query_one(make, &[&order.role, &hash]).await?;
+        let runner: String = row.get(0);
+        let call = format!(
+            "select {runner}($1::pg_catalog.text, $2::pg_catalog.text, $3::pg_catalog.jsonb)"
+        );
+        let command = pieces::plain_form(&order.command);
+        let built = transaction
+            .execute(&call, &[&secret, &&*command, &order.settings])
+            .await;
+        match built {
+            Err(error) if error.code() == Some(&SqlState::DUPLICATE_TABLE) => return Ok(()),
+            built => built?,
+        };
+        let drop = "select synapsedb.drop_runners($1::pg_catalog.text::pg_catalog.name)";
+        transaction.execute(drop, &[&order.role]).await?;
+        Ok(transaction.commit().await?)
     }
 }
 

@@ -86,21 +86,28 @@ end
 $$;
 
 -- ADD COLUMN ... DEFAULT now() stores one value for all old rows in the catalog and rewrites nothing:
--- those values, for the followers to store too. Null where there are none.
-create or replace function synapsedb.missing_values(p_tables oid[]) returns jsonb
+-- those values, for the followers to store too (null where there are none), and the tables whose rows must travel
+-- instead, since a superuser who reads such a value there would run a user's code.
+create or replace function synapsedb.stored_defaults(p_tables oid[], out missing jsonb, out unread oid[])
   language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return (
-    with recursive family (t) as (
-      select o from unnest(p_tables) o
-      union select i.inhrelid from family f join pg_inherits i on i.inhparent = f.t)
-    select jsonb_agg(jsonb_build_array(n.nspname, c.relname, a.attname, a.attmissingval::text) order by c.oid, a.attnum)
+  with recursive family (t) as (
+    select o from unnest(p_tables) o
+    union select i.inhrelid from family f join pg_inherits i on i.inhparent = f.t),
+  columns as (
+    select c.oid, n.nspname, c.relname, a.attnum, a.attname, a.attmissingval::text as stored,
+           synapsedb.is_plainly_read(a.atttypid) as plain
       from family f
       join pg_class c on c.oid = f.t and c.relpersistence <> 't'
       join pg_namespace n on n.oid = c.relnamespace
       join pg_attribute a on a.attrelid = c.oid and a.atthasmissing and not a.attisdropped
-     where synapsedb.is_recent(a.xmin, a.cmin) and not synapsedb.has_fixed_default(c.oid, a.attnum));
+     where synapsedb.is_recent(a.xmin, a.cmin) and not synapsedb.has_fixed_default(c.oid, a.attnum))
+  select jsonb_agg(jsonb_build_array(s.nspname, s.relname, s.attname, s.stored) order by s.oid, s.attnum)
+           filter (where s.plain),
+         array_agg(distinct s.oid) filter (where not s.plain)
+    into missing, unread
+    from columns s;
 end
 $$;
 

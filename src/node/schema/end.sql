@@ -136,7 +136,7 @@ begin
      where c.oid = v_objects[1] and c.relkind = 'm' and c.relispopulated;
     v_detail := coalesce(v_filled, v_detail);
   elsif v_tag = 'ALTER TABLE' then
-    v_missing := synapsedb.missing_values(v_relations);
+    select m.missing, m.unread into v_missing, v_spread from synapsedb.stored_defaults(v_relations) m;
     if v_missing is not null then
       v_detail := coalesce(v_detail, '{}') || jsonb_build_object('missing', v_missing);
     end if;

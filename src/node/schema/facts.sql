@@ -41,6 +41,31 @@ as $$
        'COERCETODOMAIN', 'COERCETODOMAINVALUE', 'SUBSCRIPTINGREF'))
 $$;
 
+-- Whether making a value of a type from its text runs nothing but PostgreSQL's own and extensions' C. In doubt false:
+-- any check of a domain and any range of a user's counts, wherever in the type it hides.
+create or replace function synapsedb.is_plainly_read(p_type oid) returns bool
+  language sql stable set search_path = pg_catalog, pg_temp
+as $$
+  with recursive parts (id) as (
+    select p_type
+    union
+    select x.id
+      from parts p join pg_type t on t.oid = p.id
+      cross join lateral (
+        select t.typbasetype as id union all select t.typelem
+        union all select a.atttypid from pg_attribute a where a.attrelid = t.typrelid and a.attnum > 0
+        union all select r.rngsubtype from pg_range r where t.oid in (r.rngtypid, r.rngmultitypid)) x
+     where x.id <> 0)
+  select not exists (
+    select from parts p
+      left join pg_type t on t.oid = p.id
+      left join pg_proc f on f.oid = t.typinput
+      left join pg_language l on l.oid = f.prolang
+     where l.lanname is null or l.lanname not in ('internal', 'c')
+        or t.typtype in ('r', 'm') and t.oid >= 16384
+        or exists (select from pg_constraint k where k.contypid = t.oid and k.contype <> 'n'))
+$$;
+
 -- Whether writing or finding a row of a table may run code that is not PostgreSQL's own or an extension's in C. What
 -- is looked at is all that may be evaluated: column types and what they are made of, constraints, generated
 -- columns, indexes and partition keys, and what planning evaluates beforehand (index predicates, statistics).

@@ -144,6 +144,13 @@ declare
   v_tables text;
 begin
   for v_missing in select jsonb_array_elements(detail -> 'missing') loop
+    -- What reads the value runs as the superuser. The writer sends none of such a type.
+    if exists (select from pg_attribute a join pg_class c on c.oid = a.attrelid join pg_namespace n on n.oid = c.relnamespace
+                where n.nspname = v_missing ->> 0 and c.relname = v_missing ->> 1 and a.attname = v_missing ->> 2
+                  and not synapsedb.is_plainly_read(a.atttypid)) then
+      raise exception 'the stored default of column % of %.% is of a type whose input may run a user''s code',
+        v_missing ->> 2, v_missing ->> 0, v_missing ->> 1 using errcode = 'feature_not_supported';
+    end if;
     update pg_attribute a
        set attmissingval = array_in((v_missing ->> 3)::cstring, a.atttypid, a.atttypmod)
       from pg_class c join pg_namespace n on n.oid = c.relnamespace
