@@ -282,7 +282,8 @@ impl Manager for Opener {
         let mut backend = Box::pin(self.open()).await?;
         let plain = self.read_only && self.is_plain(&mut backend).await?;
         let superuser = backend.parameters.get("is_superuser");
-        if self.read_only && self.bearer.is_plain() && superuser.is_some_and(|value| value == "on") {
+        if self.read_only && self.bearer.is_plain() && superuser.is_some_and(|value| value == "on")
+        {
             // A follower that has not heard of it yet: nobody uses the connection again.
             generation = generation.wrapping_sub(1);
         }

@@ -310,10 +310,7 @@ impl Handshake {
     }
 
     /// Who the client is, proved or (in trust mode) believed.
-    async fn authenticate(
-        &mut self,
-        wish: &Wish,
-    ) -> Result<Option<(RoleFacts, Epoch)>, Ended> {
+    async fn authenticate(&mut self, wish: &Wish) -> Result<Option<(RoleFacts, Epoch)>, Ended> {
         let shared = Arc::clone(&self.shared);
         let writer = shared.writer();
         let facts = shared
@@ -433,7 +430,10 @@ async fn settle(
         return Ok(Some((facts, epoch)));
     }
     let asking = shared.pools.asking().await;
-    let now = shared.verifiers.facts(shared.writer(), user, database).await;
+    let now = shared
+        .verifiers
+        .facts(shared.writer(), user, database)
+        .await;
     let now = now.map_err(|error| unreachable(shared, &error))?;
     let verifier = now.as_ref().and_then(|now| now.verifier.as_ref());
     if proved && verifier != facts.verifier.as_ref() {
