@@ -133,8 +133,9 @@ async fn eavesdropper(cluster: &TestCluster) -> (Client, Arc<Mutex<String>>) {
             std::future::poll_fn(|context| connection.poll_message(context)).await
         {
             if let AsyncMessage::Notice(notice) = message {
-                let mut ear = ear.lock().expect("not poisoned");
-                *ear += &format!("{notice:?}\n");
+                ear.lock()
+                    .expect("not poisoned")
+                    .push_str(&format!("{notice:?}\n"));
             }
         }
     });
