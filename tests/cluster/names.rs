@@ -132,9 +132,8 @@ async fn eavesdropper(cluster: &TestCluster) -> (Client, Arc<Mutex<String>>) {
             std::future::poll_fn(|context| connection.poll_message(context)).await
         {
             if let AsyncMessage::Notice(notice) = message {
-                ear.lock()
-                    .expect("not poisoned")
-                    .push_str(&format!("{notice:?}\n"));
+                let line = format!("{notice:?}\n");
+                ear.lock().expect("not poisoned").push_str(&line);
             }
         }
     });
