@@ -110,6 +110,12 @@ pub enum ClientError {
         /// The role.
         user: String,
     },
+    /// The role's name stands for another role by now, or for one that has lost a right.
+    #[error("the role is no longer the same")]
+    OtherRole {
+        /// The name.
+        user: String,
+    },
     /// Wrong password, unknown role, expired password or none: one text for all.
     #[error("password authentication failed")]
     AuthenticationFailed {
@@ -346,6 +352,12 @@ impl ClientError {
                     .detail("The role's password has changed since this session logged in.")
                     .hint("Connect again with the new password.")
             }
+            Self::OtherRole { user } => {
+                let text = format!("terminating connection because role \"{user}\" is no longer what this session logged in as");
+                Report::fatal(Client, "57P01", text)
+                    .detail("It was renamed, dropped and made again, or is a superuser no more.")
+                    .hint("Connect again.")
+            }
             Self::AuthenticationFailed { user } => {
                 Report::fatal(Client, "28P01", format!("password authentication failed for user \"{user}\""))
             }
@@ -520,6 +532,7 @@ mod tests {
             (E::QueueFull { queue_max: 1 }, Error, "53300", Proxy, true),
             (E::ShuttingDown, Fatal, "57P01", Proxy, true),
             (E::NoKey { user: name() }, Fatal, "57P01", Client, false),
+            (E::OtherRole { user: name() }, Fatal, "57P01", Client, false),
             (E::AuthenticationFailed { user: name() }, Fatal, "28P01", Client, false),
             (E::ChannelBinding, Fatal, "28000", Client, false),
             (E::NoUser, Fatal, "28000", Client, false),

@@ -7,6 +7,7 @@ pub mod assemble;
 pub mod backend;
 pub mod carried;
 pub mod control;
+pub mod identity;
 pub mod keys;
 pub mod pool;
 pub mod pooled;

@@ -3,7 +3,7 @@
 //! Promises: a connection comes back only through [`Lease::release`], by a session that left it
 //! clean; whatever else happens to a lease closes it. Pools and their queues are bounded, a wait has
 //! an end, and who waits longest is served first. A connection of another generation (its node was
-//! declared dead, the role's defaults changed) is closed and not reused.
+//! declared dead, the role's defaults changed, its name stands for another) is closed and not reused.
 
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::backend::Address;
+use super::identity::{Bearer, Epoch, Identity, SharedBearer};
 use super::keys::{KeyRing, RoleKey};
 use super::pooled::{Opener, PoolError, Pooled};
 use crate::config::{AuthMode, Config};
@@ -41,12 +42,19 @@ pub struct Pool {
     in_flight: Arc<AtomicUsize>,
     pressure: Notify,
     defaults: Mutex<Option<String>>,
+    bearer: SharedBearer,
 }
 
 impl Pool {
     /// The node whose connections these are.
     pub fn node(&self) -> NodeId {
         self.node
+    }
+
+    /// For whom the role's name stands. A session looks at it once it has a connection: where it is not what it was
+    /// at its login, the connection is not for it.
+    pub fn epoch(&self) -> Epoch {
+        self.bearer.epoch()
     }
 
     /// A connection of one's own until it is released: at once where one is free, else after waiting
@@ -301,6 +309,10 @@ pub struct Pools {
     trust: bool,
     consistency: &'static str,
     keys: Arc<KeyRing>,
+    /// Of each role that logged in.
+    bearers: Mutex<BTreeMap<String, SharedBearer>>,
+    /// Held while the writer is asked who a role has become, so that its answers are noted in their order.
+    asking: tokio::sync::Mutex<()>,
     open: Mutex<BTreeMap<PoolName, Arc<Pool>>>,
 }
 
@@ -321,6 +333,8 @@ impl Pools {
             consistency: config.reads.consistency.name(),
             trust: config.auth.mode == AuthMode::Trust,
             keys: Arc::default(),
+            bearers: Mutex::default(),
+            asking: tokio::sync::Mutex::default(),
             open: Mutex::default(),
         }
     }
@@ -328,6 +342,36 @@ impl Pools {
     /// The key that a login has just proved: from now on it opens the nodes for this role.
     pub fn learn_key(&self, user: &str, key: RoleKey) {
         self.keys.learn(user, key);
+    }
+
+    /// For whom a role's name stands, where that is what a login has just been told.
+    pub fn recognise(&self, user: &str, identity: &Identity) -> Option<Epoch> {
+        self.bearer(user).recognise(identity)
+    }
+
+    /// Whoever is about to ask the writer again and note the answer holds this meanwhile.
+    pub async fn asking(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.asking.lock().await
+    }
+
+    /// Takes note of whom a role's name stands for. Connections opened as another, or with other rights, are closed:
+    /// the idle ones now, the others when they come back.
+    pub fn note_identity(&self, user: &str, identity: Identity) -> Epoch {
+        self.bearer(user).note(identity, || {
+            for (_, pool) in self.matching(|name| name.user == user) {
+                pool.renew();
+            }
+        })
+    }
+
+    fn bearer(&self, user: &str) -> SharedBearer {
+        let mut bearers = lock(&self.bearers);
+        if let Some(bearer) = bearers.get(user) {
+            return Arc::clone(bearer);
+        }
+        let bearer = Arc::new(Bearer::default());
+        bearers.insert(user.to_owned(), Arc::clone(&bearer));
+        bearer
     }
 
     /// The pool of a node, user and database, made when first asked for. Sessions ask once and keep it.
@@ -409,10 +453,10 @@ impl Pools {
             database: database.to_owned(),
             read_only: false,
         };
-        self.opener(&name)?.open().await.map(drop)
+        self.opener(&name, Arc::default())?.open().await.map(drop)
     }
 
-    fn opener(&self, name: &PoolName) -> Result<Opener, PoolError> {
+    fn opener(&self, name: &PoolName, bearer: SharedBearer) -> Result<Opener, PoolError> {
         let (node_name, address) = self.nodes.get(name.node.0).ok_or(PoolError::Closed)?;
         Ok(Opener {
             node_name: node_name.clone(),
@@ -423,12 +467,14 @@ impl Pools {
             consistency: self.consistency,
             trust: self.trust,
             keys: Arc::clone(&self.keys),
+            bearer,
             generation: AtomicU64::new(0),
         })
     }
 
     fn make(&self, name: &PoolName) -> Result<Pool, PoolError> {
-        let connections = managed::Pool::builder(self.opener(name)?)
+        let bearer = self.bearer(&name.user);
+        let connections = managed::Pool::builder(self.opener(name, Arc::clone(&bearer))?)
             .max_size(self.limits.max_connections)
             .queue_mode(QueueMode::Lifo)
             .runtime(deadpool::Runtime::Tokio1)
@@ -444,6 +490,7 @@ impl Pools {
             in_flight: self.in_flight.get(name.node.0).cloned().unwrap_or_default(),
             pressure: Notify::new(),
             defaults: Mutex::default(),
+            bearer,
         })
     }
 

@@ -12,6 +12,7 @@ use deadpool::managed::{Manager, Metrics, RecycleError, RecycleResult};
 
 use super::backend::{Address, Backend, BackendError, Login, Secret};
 use super::carried::{Carried, Settings};
+use super::identity::SharedBearer;
 use super::keys::{KeyRing, RoleKey};
 use super::settings;
 use crate::error::{ClientError, NodeWords};
@@ -191,6 +192,7 @@ pub(super) struct Opener {
     pub(super) consistency: &'static str,
     pub(super) trust: bool,
     pub(super) keys: Arc<KeyRing>,
+    pub(super) bearer: SharedBearer,
     pub(super) generation: AtomicU64,
 }
 
@@ -275,10 +277,16 @@ impl Manager for Opener {
 
     /// Dropped midway, the socket is closed and the place in the pool is free again.
     async fn create(&self) -> Result<Box<Pooled>, PoolError> {
-        let generation = self.generation.load(Ordering::Acquire);
+        let mut generation = self.generation.load(Ordering::Acquire);
         // Boxed like all that is rare on this way: what waits for a free connection is moved about with each query.
         let mut backend = Box::pin(self.open()).await?;
         let plain = self.read_only && self.is_plain(&mut backend).await?;
+        let superuser = backend.parameters.get("is_superuser");
+        if self.read_only && self.bearer.is_plain() && superuser.is_some_and(|value| value == "on")
+        {
+            // A follower that has not heard of it yet: nobody uses the connection again.
+            generation = generation.wrapping_sub(1);
+        }
         Ok(Box::new(Pooled {
             backend,
             carried: Carried::default(),

@@ -18,7 +18,7 @@ use crate::session::state;
 use crate::wire::frame::{Header, Step, Stop, TagSet};
 use crate::wire::message::backend::{self, Status};
 use crate::wire::message::frontend;
-use crate::wire::message::report::{self, field};
+use crate::wire::message::report::{self, Report, Severity, field};
 use crate::wire::message::rows;
 
 /// Frames up to this length are read; longer ones (a notice of megabytes) pass unread.
@@ -308,10 +308,12 @@ impl Session {
                 Fate::Pass
             }
             b'N' => {
+                // A log of statements at the client's side tells what was bound, and a log of plans too.
+                let hidden = |own| matches!(own, Own::Probe | Own::Step | Own::Settings);
                 if self
                     .pipeline
                     .head()
-                    .is_some_and(|head| head.own == Some(Own::Probe))
+                    .is_some_and(|head| head.own.is_some_and(hidden))
                 {
                     return Fate::Gone;
                 }
@@ -395,6 +397,10 @@ impl Session {
             return Ok(Fate::Gone);
         }
         self.count_error(frame);
+        if let Some(command) = fault.logs {
+            unlogged(frame, &command).put_error(&mut self.to_client);
+            return Ok(Fate::Gone);
+        }
         if let Some(splices) = fault.splices {
             let edit = |position: u32| Some(unspliced(position, &splices));
             report::edit_position(frame, edit, &mut self.to_client).map_err(out_of_step)?;
@@ -406,6 +412,31 @@ impl Session {
         self.to_client.extend_from_slice(frame);
         Ok(Fate::Gone)
     }
+}
+
+/// An error of the call that logs a command, as the command itself would have had it: without the context, which is
+/// not the client's.
+fn unlogged(frame: &[u8], command: &str) -> Report {
+    let text =
+        |code| report::get(frame, code).map(|text| String::from_utf8_lossy(text).into_owned());
+    let code = text(field::CODE).unwrap_or_default();
+    let severity = match report::get(frame, field::SEVERITY_PLAIN) {
+        Some(b"FATAL") => Severity::Fatal,
+        Some(b"PANIC") => Severity::Panic,
+        _ => Severity::Error,
+    };
+    let message = if code == "25006" {
+        format!("cannot execute {command} in a read-only transaction")
+    } else {
+        text(field::MESSAGE).unwrap_or_default()
+    };
+    let mut report = Report::new(severity, &code, message);
+    for code in [field::DETAIL, field::HINT] {
+        if let Some(text) = text(code) {
+            report = report.with(code, text);
+        }
+    }
+    report
 }
 
 /// Where a position in the text that was sent lies in the text that the client wrote. Each splice is

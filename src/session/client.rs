@@ -14,6 +14,7 @@ use crate::cluster::guests::Guest;
 use crate::error::{self, ClientError};
 use crate::node::backend::Parameters;
 use crate::node::carried::Settings;
+use crate::node::identity::Epoch;
 use crate::node::pool::Pool;
 use crate::session::cancel::CancelHandle;
 use crate::session::counts;
@@ -46,6 +47,8 @@ pub struct Client {
     pub minor: u16,
     /// Its pool on the node that was the writer at login.
     pub pool: Arc<Pool>,
+    /// For whom its role's name stood when it logged in.
+    pub epoch: Epoch,
     /// Where its cancels go.
     pub cancel: CancelHandle,
     /// Its place among `limits.max_clients`.

@@ -47,12 +47,27 @@ impl Session {
     /// An idle connection of a pool that carries what this session wants, if there is one.
     pub(super) fn idle_of(&self, pool: &Arc<Pool>) -> Option<Lease> {
         let lease = pool.acquire_idle()?;
+        if !self.is_same_role() {
+            lease.release();
+            return None;
+        }
         let stranger = lease.carried.last_session != self.id;
         if lease.suits(&self.state.wanted, stranger) {
             return Some(lease);
         }
         lease.release();
         None
+    }
+
+    /// Whether the role's name still stands for what this session logged in as. Looked at once a connection is there:
+    /// those opened as another came after the change was noted.
+    pub(super) fn is_same_role(&self) -> bool {
+        self.pool.epoch() == self.epoch
+    }
+
+    pub(super) fn other_role(&self) -> ClientError {
+        let user = self.user.clone();
+        ClientError::OtherRole { user }
     }
 
     /// Takes a connection and puts the session's settings in force on it. An error leaves the session
@@ -73,6 +88,9 @@ impl Session {
         let writer = self.shared.writer();
         if self.pool.node() != writer {
             self.pool = self.shared.pools.pool(writer, &self.user, &self.database)?;
+        }
+        if !self.is_same_role() {
+            return Err(self.other_role());
         }
         let mut tries = 0;
         let lease = loop {
@@ -95,6 +113,10 @@ impl Session {
             let Some(mut lease) = found else {
                 return Ok(false);
             };
+            if !self.is_same_role() {
+                lease.release();
+                return Err(self.other_role());
+            }
             match self.dress(&mut lease).await {
                 Ok(()) => break lease,
                 Err(BackendError::Io(_)) if tries < ACQUIRE_TRIES => {}

@@ -289,6 +289,10 @@ impl Session {
         let Some((pool, load)) = pool.zip(load) else {
             return Ok(None);
         };
+        if !self.is_same_role() {
+            // The writer's turn, where the session ends.
+            return Err(self.other_role().into());
+        }
         if let Some(lease) = self.idle_of(&pool) {
             return Ok(self.plain(lease));
         }
@@ -298,6 +302,10 @@ impl Session {
             let Some(mut lease) = pool.acquire_free().await.ok()? else {
                 return Some(None);
             };
+            if !self.is_same_role() {
+                lease.release();
+                return Some(None);
+            }
             self.dress(&mut lease).await.ok()?;
             Some(Some(lease))
         };

@@ -16,6 +16,7 @@ use crate::config::{AuthMode, Consistency};
 use crate::error::ClientError;
 use crate::node::admin::AdminError;
 use crate::node::backend::Parameters;
+use crate::node::identity::Epoch;
 use crate::node::keys::RoleKey;
 use crate::node::pool::{Lease, Pool};
 use crate::node::pooled::{CONSISTENCY, node_error};
@@ -83,7 +84,7 @@ pub struct Handshake {
 pub struct Identified {
     wish: Wish,
     minor: u16,
-    facts: Option<RoleFacts>,
+    facts: Option<(RoleFacts, Epoch)>,
     seat: Seat,
 }
 
@@ -93,6 +94,7 @@ pub struct Admitted {
     told: Parameters,
     minor: u16,
     pool: Arc<Pool>,
+    epoch: Epoch,
     cancel: CancelHandle,
     seat: Seat,
     guest: Option<Guest>,
@@ -128,6 +130,7 @@ impl Handshake {
             read_only: self.read_only,
             minor: admitted.minor,
             pool: admitted.pool,
+            epoch: admitted.epoch,
             cancel: admitted.cancel,
             seat: admitted.seat,
             guest: admitted.guest,
@@ -180,7 +183,7 @@ impl Handshake {
         } = client;
         // Whatever has to be woken for it is woken while it is let in.
         let guest = self.shared.relay.service().enter(&wish.database);
-        let (pool, told) = self.ask_node(&wish, facts).await?;
+        let (pool, epoch, told) = self.ask_node(&wish, facts).await?;
         let cancel = self.shared.cancels.register(minor);
         let mut out = BytesMut::new();
         for (name, value) in told.iter() {
@@ -194,6 +197,7 @@ impl Handshake {
             told,
             minor,
             pool,
+            epoch,
             cancel,
             seat,
             guest,
@@ -306,7 +310,7 @@ impl Handshake {
     }
 
     /// Who the client is, proved or (in trust mode) believed.
-    async fn authenticate(&mut self, wish: &Wish) -> Result<Option<RoleFacts>, Ended> {
+    async fn authenticate(&mut self, wish: &Wish) -> Result<Option<(RoleFacts, Epoch)>, Ended> {
         let shared = Arc::clone(&self.shared);
         let writer = shared.writer();
         let facts = shared
@@ -314,9 +318,17 @@ impl Handshake {
             .facts(writer, &wish.user, &wish.database)
             .await;
         let facts = facts.map_err(|error| unreachable(&shared, &error))?;
+        let mut key = None;
         if shared.config.auth.mode == AuthMode::Scram {
             let verifier = facts.as_ref().and_then(|facts| facts.verifier.clone());
-            let key = self.scram(&wish.user, verifier).await?;
+            key = Some(self.scram(&wish.user, verifier).await?);
+        }
+        let facts = match facts {
+            Some(facts) => settle(&shared, wish, facts, key.is_some()).await?,
+            None => None,
+        };
+        // Only now: whoever logged in as another of this name must not open anything by it.
+        if let Some(key) = key {
             shared.pools.learn_key(&wish.user, key);
         }
         let mut out = BytesMut::new();
@@ -348,8 +360,8 @@ impl Handshake {
     async fn ask_node(
         &self,
         wish: &Wish,
-        facts: Option<RoleFacts>,
-    ) -> Result<(Arc<Pool>, Parameters), Ended> {
+        facts: Option<(RoleFacts, Epoch)>,
+    ) -> Result<(Arc<Pool>, Epoch, Parameters), Ended> {
         let shared = Arc::clone(&self.shared);
         let writer = shared.writer();
         let Wish {
@@ -357,7 +369,7 @@ impl Handshake {
             database,
             settings,
         } = wish;
-        let Some(facts) = facts.filter(|facts| facts.admitted) else {
+        let Some((facts, epoch)) = facts.filter(|(facts, _)| facts.admitted) else {
             shared
                 .pools
                 .try_door(writer, user, database)
@@ -372,6 +384,10 @@ impl Handshake {
             .map_err(ClientError::from)?;
         shared.pools.note_defaults(user, database, &facts.defaults);
         let mut lease = pool.acquire().await.map_err(ClientError::from)?;
+        if pool.epoch() != epoch {
+            let user = user.clone();
+            return Err(ClientError::OtherRole { user }.into());
+        }
         let adopted = match lease.cleanse().await {
             Ok(()) => lease.adopt(settings).await,
             Err(error) => Err(error),
@@ -385,7 +401,7 @@ impl Handshake {
                 return Err(node_error(name(), error).into());
             }
         }
-        Ok((pool, told))
+        Ok((pool, epoch, told))
     }
 
     fn io(&self) -> Result<&ClientIo, Ended> {
@@ -399,6 +415,37 @@ impl Handshake {
     async fn send(&mut self, out: &mut BytesMut) -> Result<(), Ended> {
         send(self.io.as_mut().ok_or(Ended::Silently)?, out).await
     }
+}
+
+/// Whom the role's name stands for, noted for all. Where it is news, the writer is asked once more: the client took
+/// its time since it was asked first.
+async fn settle(
+    shared: &Shared,
+    wish: &Wish,
+    facts: RoleFacts,
+    proved: bool,
+) -> Result<Option<(RoleFacts, Epoch)>, Ended> {
+    let Wish { user, database, .. } = wish;
+    if let Some(epoch) = shared.pools.recognise(user, &facts.identity) {
+        return Ok(Some((facts, epoch)));
+    }
+    let asking = shared.pools.asking().await;
+    let now = shared
+        .verifiers
+        .facts(shared.writer(), user, database)
+        .await;
+    let now = now.map_err(|error| unreachable(shared, &error))?;
+    let verifier = now.as_ref().and_then(|now| now.verifier.as_ref());
+    if proved && verifier != facts.verifier.as_ref() {
+        let user = user.clone();
+        return Err(ClientError::AuthenticationFailed { user }.into());
+    }
+    let noted = now.map(|now| {
+        let epoch = shared.pools.note_identity(user, now.identity);
+        (now, epoch)
+    });
+    drop(asking);
+    Ok(noted)
 }
 
 /// A node's own error leaves its connection as it was; any other breaks it.

@@ -109,6 +109,8 @@ pub struct Entry {
     pub words: Option<Bytes>,
     /// To be done once it has succeeded.
     pub after: Option<After>,
+    /// It belongs to the call that logs this command: nothing of its answer, and of an error no context, is the client's.
+    pub logs: Option<Arc<str>>,
     /// Moves error positions: in which place how many characters were put in.
     pub splices: Option<Box<[(u32, u32)]>>,
 }
@@ -125,6 +127,7 @@ impl Entry {
             listener: None,
             words: None,
             after: None,
+            logs: None,
             splices: None,
         }
     }
@@ -170,6 +173,8 @@ pub struct Fault {
     pub words: Option<Bytes>,
     /// Moves its position.
     pub splices: Option<Box<[(u32, u32)]>>,
+    /// The command that was being logged.
+    pub logs: Option<Arc<str>>,
     /// What was to be done after the message that failed.
     pub after: Option<After>,
     /// The named statement of the message that failed.
@@ -510,6 +515,7 @@ impl Pipeline {
         };
         if let Some(mut failed) = dropped.next() {
             fault.words = failed.words.take();
+            fault.logs = failed.logs.take();
             fault.splices = failed.splices.take();
             if let Some(undo) = &mut failed.undo {
                 undo.failed = true;

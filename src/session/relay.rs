@@ -19,6 +19,7 @@ use crate::cluster::service::{Alone, Service};
 use crate::error::ClientError;
 use crate::ids::fnv1a;
 use crate::node::backend::Parameters;
+use crate::node::identity::Epoch;
 use crate::node::pool::{Lease, Pool};
 use crate::session::brief::Briefs;
 use crate::session::cancel::CancelHandle;
@@ -125,6 +126,8 @@ pub struct Session {
     pub(super) replicated: bool,
     pub(super) cancel: CancelHandle,
     pub(super) pool: Arc<Pool>,
+    /// For whom the role's name stood at login.
+    pub(super) epoch: Epoch,
     /// What the client was told in `ParameterStatus`.
     pub(super) told: Parameters,
     pub(super) state: State,
@@ -206,6 +209,7 @@ pub async fn run(client: Client, shared: Arc<Shared>) {
         told,
         read_only,
         pool,
+        epoch,
         cancel,
         seat,
         guest,
@@ -231,6 +235,7 @@ pub async fn run(client: Client, shared: Arc<Shared>) {
         replicated,
         cancel,
         pool,
+        epoch,
         told,
         prepared: Prepared::default(),
         pipeline: Pipeline::default(),

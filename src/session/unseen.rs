@@ -20,6 +20,17 @@ use crate::wire::message::report::{Report, Severity};
 use crate::wire::scram::verifier::DEFAULT_ITERATIONS;
 use crate::wire::scram::verifier::make_verifier;
 
+/// Ahead of the call, in its transaction: an error's context shows nothing that is bound, and no log of statements or
+/// plans comes to the client. Notes what there was before.
+const HUSH: &str = "select pg_catalog.set_config('synapsedb.said', pg_catalog.current_setting(\
+    'log_parameter_max_length_on_error'), true), pg_catalog.set_config('synapsedb.told', \
+    pg_catalog.current_setting('client_min_messages'), true), \
+    pg_catalog.set_config('log_parameter_max_length_on_error', '0', true), \
+    pg_catalog.set_config('client_min_messages', 'error', true)";
+/// Puts that back.
+const UNHUSH: &str = "select pg_catalog.set_config('log_parameter_max_length_on_error', \
+    pg_catalog.current_setting('synapsedb.said'), true), pg_catalog.set_config('client_min_messages', \
+    pg_catalog.current_setting('synapsedb.told'), true)";
 /// The call. Its settings are read where it is called, since the function has a `search_path` of its own.
 const LOG_COMMAND: &str = "select synapsedb.log_command($1, $2, $3, pg_catalog.jsonb_build_object(\
     'search_path', pg_catalog.current_setting('search_path'), \
@@ -38,6 +49,18 @@ const LOG_COMMAND: &str = "select synapsedb.log_command($1, $2, $3, pg_catalog.j
 const LOG_NAME: &str = "synapsedb_log";
 /// The OID of type `text`.
 const TEXT: u32 = 25;
+
+/// What the server calls such a command.
+fn command_tag(logged: &Logged) -> String {
+    let (verb, what) = logged.tag.split_once(' ').unwrap_or((&logged.tag, ""));
+    let mut words = logged.command.split_whitespace();
+    match (verb, what) {
+        ("GRANT" | "REVOKE", _) if words.any(|word| word.eq_ignore_ascii_case("on")) => verb.into(),
+        ("GRANT" | "REVOKE", _) | (_, "USER" | "GROUP") => format!("{verb} ROLE"),
+        ("COMMENT", _) => verb.into(),
+        _ => logged.tag.clone(),
+    }
+}
 
 impl Session {
     fn plan(&self, text: &[u8], facts: &Facts) -> Result<Plan, Refusal> {
@@ -80,6 +103,7 @@ impl Session {
         };
         self.barrier = true;
         match plan {
+            Err(error @ ClientError::OtherRole { .. }) => return Err(End::Error(error)),
             Err(error) => {
                 entry.words = Some(words(&error));
                 self.pipeline.push(entry);
@@ -132,6 +156,10 @@ impl Session {
     ) -> Result<Option<String>, ClientError> {
         let shared = Arc::clone(&self.shared);
         let service = shared.relay.service();
+        if plan.after.is_some() && !self.is_same_role() {
+            // The other nodes would run it as whoever has the name now.
+            return Err(self.other_role());
+        }
         if let Some(secret) = service.log_secret() {
             for logged in &plan.logged {
                 self.put_log(secret, logged);
@@ -154,13 +182,26 @@ impl Session {
         Ok(plan.text)
     }
 
+    /// Before the secret is bound the node is told to be silent of it; whatever it says nevertheless stays here (see
+    /// `answers.rs`).
     fn put_log(&mut self, secret: &str, logged: &Logged) {
+        let command: Arc<str> = Arc::from(command_tag(logged));
+        self.put_call(HUSH, &[], &command);
+        self.put_call(
+            LOG_COMMAND,
+            &[secret, &logged.tag, &logged.command],
+            &command,
+        );
+        self.put_call(UNHUSH, &[], &command);
+    }
+
+    fn put_call(&mut self, sql: &str, values: &[&str], command: &Arc<str>) {
         let out = &mut self.to_server;
-        let values = [secret, &logged.tag, &logged.command];
+        let types = vec![TEXT; values.len()];
         let values = values.iter().map(|value| Some(value.as_bytes()));
         // These texts came in one frame each, or are our own, so they fit; none holds a zero byte.
         let _ = frontend::close(out, Target::Statement, LOG_NAME);
-        let _ = frontend::parse(out, LOG_NAME, LOG_COMMAND, &[TEXT, TEXT, TEXT]);
+        let _ = frontend::parse(out, LOG_NAME, sql, &types);
         let _ = frontend::bind(out, LOG_NAME, LOG_NAME, &[], values, &[]);
         let _ = frontend::execute(out, LOG_NAME, 0);
         let _ = frontend::close(out, Target::Portal, LOG_NAME);
@@ -168,7 +209,9 @@ impl Session {
         let (parse, bind, execute, close) =
             (Expect::Parse, Expect::Bind, Expect::Execute, Expect::Close);
         for expect in [close, parse, bind, execute, close, close] {
-            self.pipeline.push(Entry::own(expect, Own::Step));
+            let mut entry = Entry::own(expect, Own::Step);
+            entry.logs = Some(Arc::clone(command));
+            self.pipeline.push(entry);
         }
     }
 

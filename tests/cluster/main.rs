@@ -18,6 +18,7 @@ mod demo;
 mod held_applier;
 mod hostile;
 mod metadata;
+mod names;
 mod operators;
 mod random;
 mod random_ddl;
