@@ -151,6 +151,10 @@ impl Steward {
         let client = self.control.connect(self.writer, database).await.ok()?;
         let sql = "select pg_current_wal_insert_lsn()::text";
         let row = client.query_one(sql, &[]).await.ok()?;
+        // What an open transaction wrote lies in memory until somebody commits, and the stream sees nothing of it
+        // before: this commits at once, and holds no row.
+        let flush = "select pg_logical_emit_message(true, 'synapsedb flush', '')";
+        client.batch_execute(flush).await.ok()?;
         row.get::<_, String>(0).parse().ok()
     }
 

@@ -192,6 +192,24 @@ async fn rule_3_a_large_transaction_stops_the_others_only_for_a_moment() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn rule_4_what_an_open_transaction_wrote_is_not_waited_for_in_vain() {
+    let cluster = with_table().await;
+    let client = cluster.client().await;
+    // Its answers are held until the majority is known to have what the writer's log holds, and nobody else commits.
+    for sql in [
+        "begin",
+        "set local client_min_messages = log",
+        "create table muted (a int primary key, b text)",
+        "insert into muted select n, 'x' from generate_series(1, 3) n",
+        "commit",
+    ] {
+        run(&client, sql).await;
+    }
+    assert_eq!(ask(&client, "select count(*) from muted").await, "3");
+    cluster.assert_nodes_equal().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rule_4_a_wait_broken_off_on_the_node_is_not_passed_off_as_a_commit() {
     let cluster = with_table().await;
     let writer = cluster.node(0).await;
