@@ -382,18 +382,9 @@ impl Session {
             counter.increment(1);
         }
         self.drop_lease().await;
-        for undo in self.pipeline.abandon() {
-            self.prepared.undo(undo, None, None);
-        }
+        self.forget_asked();
         self.pipeline.keep(false);
         self.to_client.truncate(reading.mark);
-        self.to_server.clear();
-        self.scanner = Scanner::new();
-        self.in_batch = false;
-        self.bound = None;
-        self.barrier = false;
-        self.idle = false;
-        self.status = Status::Idle;
         if reading.block.is_some_and(|block| block.movable) {
             self.deferred.rewind();
             self.status = Status::Open;
@@ -408,16 +399,8 @@ impl Session {
         Ok(())
     }
 
-    /// The answer can't be finished, and the client has had a part of it.
-    async fn break_off(&mut self, block: bool) -> Result<(), End> {
-        let error = ClientError::ReadBroken;
-        self.drop_lease().await;
-        if self.scanner.left() > 0 {
-            // In the middle of a row: there is no place for an error.
-            return Err(End::Error(error));
-        }
-        let asked = !self.pipeline.is_empty() || self.in_batch;
-        let synced = self.pipeline.awaits_ready();
+    /// No answer comes any more to what was sent to a node that is left.
+    fn forget_asked(&mut self) {
         for undo in self.pipeline.abandon() {
             self.prepared.undo(undo, None, None);
         }
@@ -428,6 +411,19 @@ impl Session {
         self.barrier = false;
         self.idle = false;
         self.status = Status::Idle;
+    }
+
+    /// The answer can't be finished, and the client has had a part of it.
+    async fn break_off(&mut self, block: bool) -> Result<(), End> {
+        let error = ClientError::ReadBroken;
+        self.drop_lease().await;
+        if self.scanner.left() > 0 {
+            // In the middle of a row: there is no place for an error.
+            return Err(End::Error(error));
+        }
+        let asked = !self.pipeline.is_empty() || self.in_batch;
+        let synced = self.pipeline.awaits_ready();
+        self.forget_asked();
         if block {
             self.deferred.lose((!asked).then(|| error.clone()));
             self.status = Status::Failed;
