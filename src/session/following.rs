@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 
+use crate::cluster::loads::Load;
 use crate::config::Consistency;
 use crate::error::ClientError;
 use crate::ids::{NodeId, Tables};
@@ -192,19 +193,10 @@ impl Session {
             return Ok(Begun::Not);
         };
         let consistency = self.consistency();
-        let Some((node, lease)) = self.follower(&tables, consistency).await? else {
+        let Some((node, load, lease)) = self.follower(&tables, consistency).await? else {
             return Ok(Begun::Not);
         };
-        let reads = self.ways.reads().map(Arc::clone);
-        let Some((reads, load)) = reads.and_then(|reads| {
-            let load = reads.loads.get(node).map(Arc::clone)?;
-            Some((reads, load))
-        }) else {
-            return Ok(Begun::Not);
-        };
-        if let Some(counter) = reads.meters.reads.get(node.0) {
-            counter.increment(1);
-        }
+        self.count_read(node);
         let begins = brief.begins.and_then(|modes| self.reads_only(modes));
         let deferred = self.deferred.reads().filter(|_| self.deferred.waits());
         let block = deferred.or(begins).map(|one_snapshot| Block {
@@ -251,15 +243,15 @@ impl Session {
         &mut self,
         tables: &Tables,
         consistency: Consistency,
-    ) -> Result<Option<(NodeId, Lease)>, End> {
+    ) -> Result<Option<(NodeId, Arc<Load>, Lease)>, End> {
         let until = Instant::now() + PATIENCE;
         let mut without = Vec::new();
         loop {
             let writer = (self.shared.writer(), !self.read_only);
-            let shared = Arc::clone(&self.shared);
+            let pools = &self.shared.pools;
             let chosen = self
                 .ways
-                .choose(&shared.pools, tables, consistency, writer, &without);
+                .choose(pools, tables, consistency, writer, &without);
             let Chosen::Follower(node) = chosen else {
                 if !self.read_only {
                     self.time_writer();
@@ -273,18 +265,20 @@ impl Session {
                 continue;
             };
             match self.follower_connection(node).await? {
-                Some(lease) => return Ok(Some((node, lease))),
+                Some((load, lease)) => return Ok(Some((node, load, lease))),
                 None => without.push(node),
             }
         }
     }
 
     /// A connection to this follower, in the session's settings; `None`: there is none to be had.
-    async fn follower_connection(&mut self, node: NodeId) -> Result<Option<Lease>, End> {
-        let shared = Arc::clone(&self.shared);
-        let (user, database) = (self.user.clone(), self.database.clone());
-        let pool = self.ways.pool(&shared.pools, node, &user, &database);
-        let reads = self.ways.reads().map(Arc::clone);
+    async fn follower_connection(
+        &mut self,
+        node: NodeId,
+    ) -> Result<Option<(Arc<Load>, Lease)>, End> {
+        let pools = &self.shared.pools;
+        let pool = self.ways.pool(pools, node, &self.user, &self.database);
+        let reads = self.ways.reads();
         let load = reads.and_then(|reads| reads.loads.get(node).map(Arc::clone));
         let Some((pool, load)) = pool.zip(load) else {
             return Ok(None);
@@ -294,7 +288,7 @@ impl Session {
             return Err(self.other_role().into());
         }
         if let Some(lease) = self.idle_of(&pool) {
-            return Ok(self.plain(lease));
+            return Ok(self.plain(lease).map(|lease| (load, lease)));
         }
         let gone = load.gone();
         self.cancel.wait();
@@ -322,7 +316,8 @@ impl Session {
             load.suspect();
             return Ok(None);
         };
-        Ok(lease.and_then(|lease| self.plain(lease)))
+        let lease = lease.and_then(|lease| self.plain(lease));
+        Ok(lease.map(|lease| (load, lease)))
     }
 
     /// The connection, unless its transactions are above READ COMMITTED by themselves.
@@ -425,7 +420,12 @@ impl Session {
         if let Some(load) = reads.loads.get(writer) {
             load.answered(since.elapsed());
         }
-        if let Some(counter) = reads.meters.reads.get(writer.0) {
+        self.count_read(writer);
+    }
+
+    fn count_read(&self, node: NodeId) {
+        let reads = self.ways.reads();
+        if let Some(counter) = reads.and_then(|reads| reads.meters.reads.get(node.0)) {
             counter.increment(1);
         }
     }
