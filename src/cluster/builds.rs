@@ -71,14 +71,7 @@ impl Steward {
         client: &mut Option<Client>,
         known: &mut Known,
     ) -> Result<(), ControlError> {
-        let client = match client {
-            Some(client) => client,
-            None => client.insert(
-                self.control
-                    .connect(self.writer(), &self.control.database)
-                    .await?,
-            ),
-        };
+        let client = self.on_writer(client).await?;
         let rows = client.query(BUILDS, &[]).await?;
         let now: BTreeSet<String> = rows.iter().map(|row| row.get(0)).collect();
         let (still, over) = std::mem::take(&mut known.running)

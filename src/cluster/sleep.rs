@@ -128,14 +128,7 @@ impl Steward {
         known: &BTreeMap<StreamId, (String, Rest)>,
         client: &mut Option<Client>,
     ) -> Result<Seen, ControlError> {
-        let client = match client {
-            Some(client) => client,
-            None => client.insert(
-                self.control
-                    .connect(self.writer(), &self.control.database)
-                    .await?,
-            ),
-        };
+        let client = self.on_writer(client).await?;
         let slots: Vec<String> = known.values().map(|(name, _)| slot_name(name)).collect();
         let rows = client.query(SEEN, &[&slots]).await?;
         let seen = rows.iter().map(|row| {

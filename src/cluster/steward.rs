@@ -145,6 +145,18 @@ impl Steward {
         &self.reads
     }
 
+    /// A connection to the writer that is kept for the next question, opened where there is none.
+    pub(super) async fn on_writer<'a>(
+        &self,
+        client: &'a mut Option<Client>,
+    ) -> Result<&'a Client, ControlError> {
+        if let Some(client) = client {
+            return Ok(client);
+        }
+        let database = &self.control.database;
+        Ok(client.insert(self.control.connect(self.writer, database).await?))
+    }
+
     /// The end of what has been put into the writer's log.
     pub(super) async fn writers_end(&self) -> Option<Lsn> {
         let database = &self.control.database;
