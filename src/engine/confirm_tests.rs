@@ -4,18 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-
-/// A small generator of our own: the same seed gives the same schedule on every platform (xorshift64*).
-struct Chance(u64);
-
-impl Chance {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % bound
-    }
-}
+use crate::engine::chance::Chance;
 
 /// Followers that are known to have nothing yet.
 fn nowhere(followers: &[NodeId]) -> BTreeMap<NodeId, Lsn> {
@@ -216,7 +205,7 @@ impl World {
 }
 
 fn schedule(seed: u64) {
-    let mut chance = Chance(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+    let mut chance = Chance::new(seed);
     let nodes = if chance.below(2) == 0 { 3 } else { 5 };
     let streams = 1 + usize::try_from(chance.below(3)).expect("small");
     let mut world = World::new(nodes, streams);

@@ -3,6 +3,8 @@
 
 pub mod balance;
 pub mod care;
+#[cfg(test)]
+mod chance;
 pub mod confirm;
 pub mod council;
 pub mod fence;

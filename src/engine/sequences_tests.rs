@@ -1,6 +1,7 @@
 //! Tests of `engine/sequences.rs`: single rules, and a sequence on a model server against them.
 
 use super::*;
+use crate::engine::chance::Chance;
 
 #[test]
 fn a_block_covers_so_many_bytes_of_log() {
@@ -70,23 +71,11 @@ fn a_follower_that_begins_to_count_must_be_raised_first() {
     assert!(!sequences.may_confirm(Lsn(1000), true));
 }
 
-/// A small generator of our own (xorshift64*).
-struct Chance(u64);
-
-impl Chance {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % bound
-    }
-}
-
 /// Sessions that call `nextval` with CACHE, as the server does it: a backend takes CACHE values at once, and a record
 /// is logged when those already logged do not suffice. Every commit that is confirmed has used no value that a
 /// follower could hand out again.
 fn schedule(seed: u64) {
-    let mut chance = Chance(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+    let mut chance = Chance::new(seed);
     let cache = [1, 1, 20, 100][usize::try_from(chance.below(4)).expect("small")];
     let mut sequences = Sequences::default();
     let (mut end, mut last, mut logged, mut follower) = (Lsn(0), 0_u64, 0_u64, 0_u64);

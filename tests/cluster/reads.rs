@@ -77,6 +77,17 @@ async fn ports(client: &Client, sql: &str, times: usize) -> BTreeSet<u16> {
     seen
 }
 
+/// Waits until the read-only port leaves the writer alone with reads of this table.
+async fn until_followers_answer(cluster: &TestCluster, reader: &Client, table: &str) {
+    let sql = format!("select port_here() from {table} limit 1");
+    until(PATIENCE, "rows come from followers", async || {
+        !ports(reader, &sql, 20)
+            .await
+            .contains(&cluster.node_port(0))
+    })
+    .await;
+}
+
 /// A query is answered by these nodes, each of them at times, and by no other.
 async fn reaches(client: &Client, sql: &str, nodes: &BTreeSet<u16>) {
     let (mut seen, end) = (BTreeSet::new(), Instant::now() + PATIENCE);
@@ -349,12 +360,7 @@ async fn values_of_the_users_own_types_come_from_the_writer() {
         .expect("made");
     let writer = BTreeSet::from([cluster.node_port(0)]);
     let reader = cluster.reader().await;
-    until(PATIENCE, "plain rows come from followers", async || {
-        !ports(&reader, "select port_here() from plain", 20)
-            .await
-            .contains(&cluster.node_port(0))
-    })
-    .await;
+    until_followers_answer(&cluster, &reader, "plain").await;
     assert_eq!(
         ports(&reader, "select port_here(), m from moods", 20).await,
         writer
@@ -531,12 +537,7 @@ async fn a_read_only_transaction_stays_with_one_follower_until_it_needs_the_writ
         .await
         .expect("made");
     let reader = cluster.reader().await;
-    until(PATIENCE, "rows come from followers", async || {
-        !ports(&reader, "select port_here() from t limit 1", 20)
-            .await
-            .contains(&cluster.node_port(0))
-    })
-    .await;
+    until_followers_answer(&cluster, &reader, "t").await;
     let here = "select port_here() from t limit 1";
     let writer = BTreeSet::from([cluster.node_port(0)]);
     let mut seen = BTreeSet::new();
@@ -634,12 +635,7 @@ async fn statements_batches_and_settings_work_whichever_node_answers() {
         .await
         .expect("made");
     let reader = cluster.reader().await;
-    until(PATIENCE, "rows come from followers", async || {
-        !ports(&reader, "select port_here() from t limit 1", 20)
-            .await
-            .contains(&cluster.node_port(0))
-    })
-    .await;
+    until_followers_answer(&cluster, &reader, "t").await;
     for port in [cluster.port(), cluster.read_only_port()] {
         let mut raw = Raw::login(port, &[("extra_float_digits", "2")]).await;
         for _ in 0..15 {
@@ -757,12 +753,7 @@ async fn a_long_read_on_a_follower_does_not_hold_up_ddl() {
         .await
         .expect("made");
     let reader = cluster.reader().await;
-    until(PATIENCE, "rows come from followers", async || {
-        !ports(&reader, "select port_here() from t limit 1", 20)
-            .await
-            .contains(&cluster.node_port(0))
-    })
-    .await;
+    until_followers_answer(&cluster, &reader, "t").await;
     // Enough of them for both followers.
     let mut long = Vec::new();
     for _ in 0..6 {
