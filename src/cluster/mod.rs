@@ -11,6 +11,7 @@ pub mod follower;
 pub mod guests;
 pub mod loads;
 pub mod metadata;
+pub mod office;
 pub mod reads;
 pub mod relaxed;
 pub mod replicator;
