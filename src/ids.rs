@@ -188,6 +188,14 @@ pub fn origin_name(term: Epoch, database: &str) -> String {
     format!("{SYNAPSEDB}_{term}_{}", tame(database))
 }
 
+/// The term in the name of an origin of this database; none for a name that is not one.
+pub fn term_of_origin(origin: &str, database: &str) -> Option<Epoch> {
+    let rest = origin.strip_prefix(SYNAPSEDB)?.strip_prefix('_')?;
+    let (term, name) = rest.split_once('_')?;
+    let term = term.parse().ok().map(Epoch)?;
+    (name == tame(database)).then_some(term)
+}
+
 /// Makes a name of `[a-z0-9_]`, at most 40 bytes, different for different databases:
 /// a name that had to be changed carries a hash of the original.
 fn tame(database: &str) -> String {

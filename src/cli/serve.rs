@@ -7,16 +7,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::threads::Threads;
 use crate::cluster::asked::Asked;
 use crate::cluster::bring_up::BringUpError;
-use crate::cluster::steward::Steward;
+use crate::cluster::office::{self, Heard};
+use crate::cluster::reigns::Cluster;
 use crate::config::Config;
 use crate::http::door::{Operators, Running};
 use crate::http::{self, metrics};
+use crate::ids::NodeId;
 use crate::session::listener::{self, Door};
 use crate::session::relay;
 use crate::session::shared::{SetupError, Shared};
@@ -68,14 +71,19 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), ServeErr
     let _close = closed.clone().drop_guard();
     tokio::spawn(http::door::serve(listener, Arc::clone(&operators), closed));
     let replication = Threads::start("replication").map_err(ServeError::Thread)?;
-    let mut starting = replication.spawn(Steward::start(Arc::clone(&config)));
+    let shared = Arc::new(Shared::new(Arc::clone(&config))?);
+    let (office, heard) = watch::channel(office::first(NodeId(0)));
+    let begun = Cluster::start(Arc::clone(&config), Arc::clone(&shared.pools), office);
+    let mut starting = replication.spawn(begun);
     let Some(started) = stop.run_until_cancelled(&mut starting).await else {
         starting.abort();
         return Ok(());
     };
-    let steward = started.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
-    let served = serve(&config, &steward, &operators, stop).await;
-    steward.stop().await;
+    let cluster = started.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+    let telling = tokio::spawn(tell(Arc::clone(&shared), heard));
+    let served = serve(&config, &shared, &cluster, &operators, stop).await;
+    cluster.stop().await;
+    telling.abort();
     tracing::info!("stopped");
     served
 }
@@ -89,23 +97,33 @@ async fn bind(key: &'static str, address: &str) -> Result<TcpListener, ServeErro
     })
 }
 
+/// Sessions hear of each writer.
+async fn tell(shared: Arc<Shared>, mut heard: Heard) {
+    loop {
+        shared.set_writer(heard.borrow_and_update().writer);
+        if heard.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
 /// Opens the doors, and closes them again when `stop` is cancelled.
 async fn serve(
     config: &Arc<Config>,
-    steward: &Arc<Steward>,
+    shared: &Arc<Shared>,
+    cluster: &Arc<Cluster>,
     operators: &Operators,
     stop: CancellationToken,
 ) -> Result<(), ServeError> {
-    let shared = Arc::new(Shared::new(Arc::clone(config))?);
-    shared.set_writer(steward.writer());
+    shared.set_writer(cluster.steward().writer());
     shared.relay.set_service(Arc::new(Asked {
-        steward: Arc::clone(steward),
+        cluster: Arc::clone(cluster),
         pools: Arc::clone(&shared.pools),
     }));
     let seats = Arc::clone(&shared.seats);
     let limit = config.limits.max_clients;
     operators.set_running(Running {
-        steward: Arc::clone(steward),
+        cluster: Arc::clone(cluster),
         pools: Arc::clone(&shared.pools),
         clients: Box::new(move || (seats.taken(), limit)),
     });
@@ -121,7 +139,7 @@ async fn serve(
             listener,
             read_only,
         };
-        work.spawn(door.serve(Arc::clone(&shared), clients.clone(), relay::run));
+        work.spawn(door.serve(Arc::clone(shared), clients.clone(), relay::run));
     }
     let pools = Arc::clone(&shared.pools);
     let stop_tending = shared.abort.clone();
@@ -133,7 +151,7 @@ async fn serve(
     );
     stop.cancelled().await;
     tracing::info!("stopping: clients are asked to leave");
-    listener::drain(&shared, &clients, GRACE).await;
+    listener::drain(shared, &clients, GRACE).await;
     shared.abort.cancel();
     Ok(())
 }

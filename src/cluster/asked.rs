@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::guests::Guest;
 use super::reads::Reads;
+use super::reigns::Cluster;
 use super::service::{Answer, Order, Outcome, OwnNames, Service};
-use super::steward::Steward;
 use crate::error::ClientError;
 use crate::ids::NodeId;
 use crate::node::control::ControlError;
@@ -17,10 +17,10 @@ use crate::sql::catalog::Catalog;
 /// For bringing the metadata up to date.
 const REFRESH: Duration = Duration::from_secs(5);
 
-/// The steward, as sessions know it.
+/// The cluster, as sessions know it.
 pub struct Asked {
-    /// The cluster.
-    pub steward: Arc<Steward>,
+    /// Whoever writes.
+    pub cluster: Arc<Cluster>,
     /// Connections for clients' work, to be counted.
     pub pools: Arc<Pools>,
 }
@@ -38,7 +38,7 @@ impl Asked {
 impl Service for Asked {
     fn wait_quorum(&self, _: NodeId) -> Answer<'_, Result<(), ClientError>> {
         Box::pin(async {
-            if self.steward.wait_quorum().await {
+            if self.cluster.steward().wait_quorum().await {
                 return Ok(());
             }
             Err(ClientError::CommitUnknown)
@@ -51,13 +51,14 @@ impl Service for Asked {
     ) -> Answer<'a, Result<OwnNames, ClientError>> {
         Box::pin(async move {
             let in_flight = self.in_flight();
-            let refreshed = self.steward.refresh_metadata(database, &in_flight);
+            let steward = self.cluster.steward();
+            let refreshed = steward.refresh_metadata(database, &in_flight);
             let refreshed = tokio::time::timeout(REFRESH, refreshed).await;
             refreshed
                 .unwrap_or(Err(ControlError::Timeout))
                 .map_err(|error| {
                     tracing::warn!(database, %error, "metadata could not be refreshed");
-                    let view = self.steward.view();
+                    let view = self.cluster.steward().view();
                     ClientError::NodeUnreachable {
                         node: view.nodes[view.writer.0].name.clone(),
                     }
@@ -66,39 +67,39 @@ impl Service for Asked {
     }
 
     fn catalog_generation(&self) -> u64 {
-        self.steward.catalogs().generation()
+        self.cluster.catalogs().generation()
     }
 
     fn catalog(&self, database: &str) -> Arc<Catalog> {
-        self.steward.catalogs().get(database)
+        self.cluster.catalogs().get(database)
     }
 
     fn reads(&self) -> Option<&Arc<Reads>> {
-        Some(self.steward.reads())
+        Some(self.cluster.reads())
     }
 
     fn replicates(&self, database: &str) -> bool {
-        self.steward.replicates(database)
+        self.cluster.steward().replicates(database)
     }
 
     fn enter(&self, database: &str) -> Option<Guest> {
-        Some(self.steward.enter(database))
+        Some(self.cluster.steward().enter(database))
     }
 
     fn log_secret(&self) -> Option<&str> {
-        Some(&self.steward.arming.log_secret)
+        Some(self.cluster.log_secret())
     }
 
     fn before_drop<'a>(&'a self, database: &'a str) -> Answer<'a, Result<(), ClientError>> {
         Box::pin(async move {
-            self.steward
+            self.cluster
+                .steward()
                 .database_dropping(database)
                 .await
                 .map_err(|error| {
                     tracing::warn!(database, %error, "a database could not be let go");
-                    let node = self.steward.view().nodes[self.steward.writer().0]
-                        .name
-                        .clone();
+                    let view = self.cluster.steward().view();
+                    let node = view.nodes[view.writer.0].name.clone();
                     ClientError::NodeUnreachable { node }
                 })
         })
@@ -106,24 +107,24 @@ impl Service for Asked {
 
     fn after_failed_drop<'a>(&'a self, database: &'a str) -> Answer<'a, ()> {
         Box::pin(async move {
-            if let Err(error) = self.steward.database_kept(database).await {
+            if let Err(error) = self.cluster.steward().database_kept(database).await {
                 tracing::error!(database, %error, "a database that was not dropped is not replicated");
             }
         })
     }
 
     fn run_elsewhere<'a>(&'a self, order: &'a Order) -> Answer<'a, Outcome> {
-        Box::pin(self.steward.run_elsewhere(order))
+        Box::pin(async move { self.cluster.steward().run_elsewhere(order).await })
     }
 
     fn upkeep_elsewhere(&self, order: Order) {
-        let steward = Arc::clone(&self.steward);
-        let done = async move { steward.upkeep_elsewhere(&order).await };
-        self.steward.tasks.spawn(done);
+        let steward = self.cluster.steward();
+        let tasks = steward.tasks.clone();
+        tasks.spawn(async move { steward.upkeep_elsewhere(&order).await });
     }
 
     fn command_failed(&self, node: NodeId, database: &str, command: &str, why: &str) {
-        self.steward.fence(
+        self.cluster.steward().fence(
             node,
             &format!("{command} failed there alone, in database {database}: {why}"),
         );

@@ -5,16 +5,18 @@
 //! needs and says so, and it never restarts a server (`wal_level` is the operator's to set).
 //! Guards promise 2. It takes no decision once the cluster runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio_postgres::Client;
 
 use super::alike;
 use super::follower::Arming;
+use super::taking_office::Office;
 use crate::config::Config;
-use crate::ids::{Epoch, Lsn, NodeId, origin_name, slot_name};
+use crate::ids::{Epoch, Lsn, NodeId, UnitId, origin_name, slot_name};
 use crate::node::control::{self, Control, ControlError, ServerFacts, State};
+use crate::node::office;
 
 /// For what a node is asked first.
 const REACH: Duration = Duration::from_secs(10);
@@ -67,6 +69,17 @@ pub enum BringUpError {
         /// Nodes configured.
         nodes: usize,
     },
+    /// Nobody may be the writer.
+    #[error(
+        "{reachable} of {nodes} nodes can be reached, but none of them may write: whoever has everything that was \
+         acknowledged can't be told from these. The log says what each has; start the nodes that are missing"
+    )]
+    Nobody {
+        /// Nodes that answer.
+        reachable: usize,
+        /// Nodes configured.
+        nodes: usize,
+    },
     /// Something failed on a node.
     #[error("node {node}: {doing} failed: {error}")]
     Failed {
@@ -101,12 +114,16 @@ pub struct Prepared {
     pub writer: NodeId,
     /// The writer's major version.
     pub version: u32,
+    /// When the writer's terms of office began, by the end of its log.
+    pub offices: BTreeMap<Epoch, Lsn>,
     /// By database: where its slot starts, and each follower's place.
     pub databases: BTreeMap<String, DatabasePlaces>,
     /// Followers whose place can't be known: they must be rebuilt.
     pub lost: BTreeMap<NodeId, String>,
     /// Set on every node that was reached; this process alone knows it.
     pub arming: Arming,
+    /// The nodes that have been set up.
+    pub armed: BTreeSet<NodeId>,
 }
 
 /// Where replication of one database goes on.
@@ -114,26 +131,54 @@ pub struct DatabasePlaces {
     /// The slot's.
     pub start: Lsn,
     /// Each follower's last durable unit.
-    pub followers: BTreeMap<NodeId, Lsn>,
+    pub followers: BTreeMap<NodeId, UnitId>,
 }
 
 /// Brings nodes up, one step after the other.
 pub struct BringUp<'a> {
-    config: &'a Config,
-    control: &'a Control,
+    pub(super) config: &'a Config,
+    pub(super) control: &'a Control,
+    pub(super) how: &'a How,
+}
+
+/// What differs between the start of a proxy and a change of writer while it runs.
+#[derive(Default)]
+pub struct How {
+    /// For what a node is asked first.
+    pub patience: Duration,
+    /// Who is to be the writer, of those who can.
+    pub wanted: Option<NodeId>,
+    /// This process's secrets, where there are some.
+    pub arming: Option<Arming>,
+    /// The nodes that have been set up by this process.
+    pub armed: BTreeSet<NodeId>,
+}
+
+impl How {
+    /// A proxy starts.
+    pub fn start() -> Self {
+        Self {
+            patience: REACH,
+            ..Self::default()
+        }
+    }
 }
 
 impl<'a> BringUp<'a> {
     /// With the configuration and a way to the nodes.
-    pub fn new(config: &'a Config, control: &'a Control) -> Self {
-        Self { config, control }
+    pub fn new(config: &'a Config, control: &'a Control, how: &'a How) -> Self {
+        Self {
+            config,
+            control,
+            how,
+        }
     }
 
-    fn name(&self, node: NodeId) -> String {
+    pub(super) fn name(&self, node: NodeId) -> String {
         self.config.nodes[node.0].name.clone()
     }
 
-    fn failed<'b>(
+    pub(super) fn failed<'b>(
         &self,
         node: NodeId,
         doing: &'b str,
@@ -157,6 +202,7 @@ impl<'a> BringUp<'a> {
             .iter()
             .filter_map(|r| r.state.clone())
             .max_by_key(|s| s.epoch);
+        let first = known.is_none();
         let state = match known {
             Some(state) => {
                 self.check_one_cluster(&reached, &state)?;
@@ -174,58 +220,54 @@ impl<'a> BringUp<'a> {
                 );
             }
         };
-        let writer = self.writer(&state)?;
-        let arming = Arming {
-            applier_password: random_secret(),
-            runner_secret: random_secret(),
-            log_secret: random_secret(),
-        };
+        let arming = self.how.arming.clone().unwrap_or_else(new_arming);
         for node in &reached {
-            self.install(node, &arming).await?;
-        }
-        let first = known_nowhere(&reached);
-        let (databases, mut lost) = self.places(&reached, writer, &state, first).await?;
-        for (at, node) in self.config.nodes.iter().enumerate() {
-            if state.fenced.contains(&node.name) {
-                let why = "it was found wrong before the proxy was started again".to_owned();
-                lost.entry(NodeId(at)).or_insert(why);
+            if !self.how.armed.contains(&node.node) {
+                self.install(node, &arming).await?;
             }
         }
-        let epoch = Epoch(state.epoch.0 + 1);
-        self.record(
-            &mut reached,
-            &State {
-                epoch,
-                ..state.clone()
-            },
-        )
-        .await?;
+        let office = if first {
+            self.first_office(&mut reached, state).await?
+        } else {
+            self.office(&mut reached, state).await?
+        };
+        let (databases, mut lost) = self.places(&reached, &office, first).await?;
+        for (node, why) in office.outcast {
+            lost.entry(node).or_insert(why);
+        }
         for node in &reached {
-            self.settle(node).await?;
+            if !self.how.armed.contains(&node.node) {
+                self.settle(node).await?;
+            }
         }
         let version = reached
             .iter()
-            .find(|r| r.node == writer)
+            .find(|r| r.node == office.writer)
             .map_or(0, |r| r.facts.version / 10_000);
         Ok(Prepared {
-            epoch,
-            term: state.term,
-            writer,
+            epoch: office.epoch,
+            term: office.term,
+            writer: office.writer,
+            offices: office.starts,
             version,
             databases,
             lost,
             arming,
+            armed: reached.iter().map(|r| r.node).collect(),
         })
     }
 
     /// Those that answer, a majority at least, and why one that does not is not among them.
     async fn reach(&self) -> Result<(Vec<Reached>, Option<(NodeId, ControlError)>), BringUpError> {
+        let asked = (0..self.config.nodes.len()).map(|at| async move {
+            let node = NodeId(at);
+            let answer = tokio::time::timeout(self.how.patience, self.reach_one(node)).await;
+            (node, answer.unwrap_or(Err(ControlError::Timeout)))
+        });
         let mut reached = Vec::new();
         let mut absent = None;
-        for at in 0..self.config.nodes.len() {
-            let node = NodeId(at);
-            let answer = tokio::time::timeout(REACH, self.reach_one(node)).await;
-            match answer.unwrap_or(Err(ControlError::Timeout)) {
+        for (node, answer) in futures_util::future::join_all(asked).await {
+            match answer {
                 Ok(found) => reached.push(found),
                 Err(error) => {
                     tracing::warn!(node = %self.name(node), %error, "node can't be reached");
@@ -240,7 +282,7 @@ impl<'a> BringUp<'a> {
         }
     }
 
-    fn unreachable(&self, node: NodeId, error: ControlError) -> BringUpError {
+    pub(super) fn unreachable(&self, node: NodeId, error: ControlError) -> BringUpError {
         let mend = match error.sqlstate() {
             Some("28P01") => {
                 let variable = &self.config.admin.password_env;
@@ -370,19 +412,6 @@ impl<'a> BringUp<'a> {
         Ok(())
     }
 
-    fn writer(&self, state: &State) -> Result<NodeId, BringUpError> {
-        let at = self
-            .config
-            .nodes
-            .iter()
-            .position(|node| node.name == state.writer);
-        at.map(NodeId).ok_or_else(|| BringUpError::Unfit {
-            node: state.writer.clone(),
-            problem: "it is the cluster's writer but is not configured".to_owned(),
-            mend: "Name it in the configuration again".to_owned(),
-        })
-    }
-
     async fn install(&self, node: &Reached, arming: &Arming) -> Result<(), BringUpError> {
         let databases = control::databases(&node.client).await;
         for database in databases.map_err(self.failed(node.node, "listing databases"))? {
@@ -406,10 +435,10 @@ impl<'a> BringUp<'a> {
     async fn places(
         &self,
         reached: &[Reached],
-        writer: NodeId,
-        state: &State,
+        office: &Office,
         first: bool,
     ) -> Result<(BTreeMap<String, DatabasePlaces>, BTreeMap<NodeId, String>), BringUpError> {
+        let writer = office.writer;
         let Some(at_writer) = reached.iter().find(|r| r.node == writer) else {
             return Err(self.unreachable(writer, ControlError::Timeout));
         };
@@ -420,22 +449,33 @@ impl<'a> BringUp<'a> {
             let start = self.slot(at_writer, &name, first, &mut lost).await?;
             let mut followers = BTreeMap::new();
             for node in reached.iter().filter(|r| r.node != writer) {
-                let origin = origin_name(state.term, &name);
-                let client = self.control.connect(node.node, &name).await;
-                let client = client.map_err(self.failed(node.node, "connecting"))?;
-                let place = control::applied_place(&client, &origin).await;
-                let place = place.map_err(self.failed(node.node, "reading its place"))?;
-                if place.is_none() && !first {
-                    let why = format!("it has no place in the writer's history of database {name}");
-                    lost.insert(node.node, why);
-                }
-                let made = control::create_origin(&client, &origin).await;
-                made.map_err(self.failed(node.node, "making a replication origin"))?;
-                followers.insert(node.node, place.unwrap_or_default());
+                let place = self.place(node, office.term, &name, first).await?;
+                followers.insert(node.node, place);
             }
             databases.insert(name, DatabasePlaces { start, followers });
         }
         Ok((databases, lost))
+    }
+
+    /// A follower's place in a database, with what it needs to go on from there and to be the writer some day.
+    async fn place(
+        &self,
+        node: &Reached,
+        term: Epoch,
+        database: &str,
+        first: bool,
+    ) -> Result<UnitId, BringUpError> {
+        let client = self.control.connect(node.node, database).await;
+        let client = client.map_err(self.failed(node.node, "connecting"))?;
+        let places = office::places(&client, database).await;
+        let places = places.map_err(self.failed(node.node, "reading its place"))?;
+        let made = control::create_origin(&client, &origin_name(term, database)).await;
+        made.map_err(self.failed(node.node, "making a replication origin"))?;
+        if first {
+            let made = control::ensure_slot(&client, &slot_name(database)).await;
+            made.map_err(self.failed(node.node, "making a logical slot"))?;
+        }
+        Ok(office::last(&places))
     }
 
     async fn slot(
@@ -466,26 +506,6 @@ impl<'a> BringUp<'a> {
         Ok(place)
     }
 
-    /// The new epoch on a majority, or nothing goes on.
-    async fn record(&self, reached: &mut [Reached], state: &State) -> Result<(), BringUpError> {
-        let mut written = 0;
-        for node in reached.iter_mut() {
-            let ok = control::write_state(&node.client, state).await;
-            if ok.map_err(self.failed(node.node, "recording the epoch"))? {
-                written += 1;
-                node.state = Some(state.clone());
-            }
-        }
-        let nodes = self.config.nodes.len();
-        if written > nodes / 2 {
-            return Ok(());
-        }
-        Err(BringUpError::NoMajority {
-            reachable: written,
-            nodes,
-        })
-    }
-
     /// From here on the server's commits wait for the proxy.
     async fn settle(&self, node: &Reached) -> Result<(), BringUpError> {
         let changed = control::require_quorum_commits(&node.client).await;
@@ -512,16 +532,20 @@ fn with_all_fenced(mut state: State, reached: &[Reached]) -> State {
     state
 }
 
-fn known_nowhere(reached: &[Reached]) -> bool {
-    reached.iter().all(|node| node.state.is_none())
-}
-
 fn version_is_supported(version: u32) -> bool {
     match version / 10_000 {
         15 => version >= 150_013,
         16 => version >= 160_009,
         17 => version >= 170_005,
         major => major >= 18,
+    }
+}
+
+pub(super) fn new_arming() -> Arming {
+    Arming {
+        applier_password: random_secret(),
+        runner_secret: random_secret(),
+        log_secret: random_secret(),
     }
 }
 

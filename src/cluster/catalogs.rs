@@ -89,6 +89,13 @@ impl Catalogs {
         self.more.notify_one();
     }
 
+    /// Another writer: what was known of the one before, its transactions' numbers too, says nothing of this one.
+    pub fn forget_all(&self) {
+        self.stale().clear();
+        self.snapshots.store(Arc::default());
+        self.more.notify_one();
+    }
+
     fn stale(&self) -> MutexGuard<'_, Stale> {
         self.stale.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -68,6 +68,7 @@ pub struct Follower {
 }
 
 /// The secrets a node's schema is armed with, new at each start of the proxy.
+#[derive(Clone)]
 pub struct Arming {
     /// Of the applier's role.
     pub applier_password: String,

@@ -54,6 +54,24 @@ impl Meters {
     }
 }
 
+/// Places in the log of the writer of now.
+struct Term {
+    /// A majority has everything up to here.
+    written: Arc<AtomicU64>,
+    /// Its end when it was met.
+    met: Arc<AtomicU64>,
+}
+
+impl Term {
+    fn new() -> Self {
+        Self {
+            written: Arc::default(),
+            // Not known yet, and so is what followers lack.
+            met: Arc::new(AtomicU64::new(u64::MAX)),
+        }
+    }
+}
+
 /// One for the cluster.
 pub struct Reads {
     /// How quick nodes are, and which of them serve.
@@ -64,8 +82,7 @@ pub struct Reads {
     pub meters: Meters,
     pub(super) asker: Arc<Asker>,
     nodes: usize,
-    written: Arc<AtomicU64>,
-    met: Arc<AtomicU64>,
+    term: ArcSwap<Term>,
     sights: ArcSwap<BTreeMap<String, Arc<Sight>>>,
 }
 
@@ -78,9 +95,7 @@ impl Reads {
             meters: Meters::new(config),
             asker: Arc::default(),
             nodes: config.nodes.len(),
-            written: Arc::default(),
-            // Not known yet, and so is what followers lack.
-            met: Arc::new(AtomicU64::new(u64::MAX)),
+            term: ArcSwap::from_pointee(Term::new()),
             sights: ArcSwap::default(),
         }
     }
@@ -92,7 +107,8 @@ impl Reads {
 
     /// A database has a stream from now on.
     pub(super) fn open(&self, database: &str) -> Arc<Sight> {
-        let (written, met) = (Arc::clone(&self.written), Arc::clone(&self.met));
+        let term = self.term.load();
+        let (written, met) = (Arc::clone(&term.written), Arc::clone(&term.met));
         let sight = Sight::new(self.nodes, written, met, Arc::clone(&self.asker));
         self.replace(database, Some(&sight));
         sight
@@ -120,7 +136,19 @@ impl Reads {
 
     /// A majority has everything up to here; told before the writer is.
     pub(super) fn set_written(&self, lsn: Lsn) {
-        self.written.fetch_max(lsn.0, Ordering::AcqRel);
+        self.term.load().written.fetch_max(lsn.0, Ordering::AcqRel);
+    }
+
+    /// Another writer, or the same anew: places in its log are not those of before. Nobody reads by what was known.
+    pub(super) fn new_term(&self) {
+        for (_, load) in self.loads.iter() {
+            load.set_serves(false);
+        }
+        self.term.store(Arc::new(Term::new()));
+        let databases: Vec<String> = self.sights.load().keys().cloned().collect();
+        for database in databases {
+            self.close(&database);
+        }
     }
 }
 
@@ -131,7 +159,7 @@ impl Steward {
             loop {
                 if let Some(lsn) = self.writers_end().await {
                     self.reads.set_written(lsn);
-                    self.reads.met.store(lsn.0, Ordering::Release);
+                    self.reads.term.load().met.store(lsn.0, Ordering::Release);
                     std::future::pending::<()>().await;
                 }
                 tokio::time::sleep(RETRY).await;

@@ -436,6 +436,16 @@ impl Replicator {
         }
     }
 
+    /// Nobody has been handed anything of the writer's log behind this place.
+    pub fn handed(&self) -> Lsn {
+        self.lock().confirmer.handed()
+    }
+
+    /// The place before which a follower has everything.
+    pub fn place(&self, node: NodeId) -> Lsn {
+        self.lock().confirmer.place(node)
+    }
+
     /// Waits until a majority has everything before `lsn` durable. Dropping it is harmless.
     pub async fn wait_written(&self, lsn: Lsn) {
         let mut reports = self.reports.subscribe();

@@ -4,25 +4,29 @@
 //! streams and appliers only from places that the nodes themselves remember.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::future::Future;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use tokio::sync::watch;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::bring_up::{BringUp, BringUpError, DatabasePlaces, Prepared};
+use super::bring_up::{DatabasePlaces, Prepared};
 use super::catalogs::Catalogs;
 use super::follower::{Arming, Follower};
 use super::guests::Guests;
 use super::metadata;
+use super::office::Told;
+use super::probes::{Standing, first_view};
 use super::reads::Reads;
-use super::replicator::{FollowerSnapshot, RETRY, Replicator};
+use super::replicator::{RETRY, Replicator};
 use super::service::OwnNames;
-use super::view::{NodeView, Status, View};
+use super::view::View;
 use crate::config::Config;
-use crate::ids::{Epoch, Lsn, NodeId, origin_name, slot_name};
+use crate::ids::{Epoch, Lsn, NodeId, UnitId, origin_name, slot_name};
 use crate::node::apply::start::ApplierSettings;
 use crate::node::backend::{Login, Secret};
 use crate::node::control::{self, Control, ControlError};
@@ -37,37 +41,53 @@ pub struct Steward {
     pub(super) config: Arc<Config>,
     pub(super) control: Control,
     pub(super) replicator: Arc<Replicator>,
-    view: ArcSwap<View>,
+    pub(super) view: ArcSwap<View>,
     /// Since when each follower lacks something that a majority has.
-    behind_since: Mutex<BTreeMap<NodeId, Instant>>,
+    pub(super) behind_since: Mutex<BTreeMap<NodeId, Instant>>,
     catalogs: Arc<Catalogs>,
     pub(super) reads: Arc<Reads>,
     pub(super) writer: NodeId,
     pub(super) guests: Arc<Guests>,
     epoch: Epoch,
-    term: Epoch,
+    pub(super) term: Epoch,
+    /// When the writer's terms of office began.
+    offices: BTreeMap<Epoch, Lsn>,
     version: u32,
     pub(super) arming: Arc<Arming>,
+    pub(super) office: Told,
+    /// How the writer does.
+    pub(super) standing: watch::Sender<Standing>,
     pub(super) tasks: TaskTracker,
     pub(super) cancel: CancellationToken,
+    watchers: TaskTracker,
+    pub(super) watching: CancellationToken,
+}
+
+/// What all stewards of a process have, one after the other.
+pub struct Common {
+    pub(super) config: Arc<Config>,
+    pub(super) control: Control,
+    pub(super) catalogs: Arc<Catalogs>,
+    pub(super) reads: Arc<Reads>,
+    pub(super) guests: Arc<Guests>,
+    pub(super) arming: Arc<Arming>,
+    pub(super) office: Told,
 }
 
 impl Steward {
-    /// Brings the cluster up and starts streams, appliers and probes.
-    pub async fn start(config: Arc<Config>) -> Result<Arc<Self>, BringUpError> {
-        let control = Control::new(&config);
-        let prepared = BringUp::new(&config, &control).run().await?;
-        let catalogs = Arc::new(Catalogs::default());
-        let reads = Arc::new(Reads::new(&config));
+    /// Starts streams, appliers and probes of a cluster that has been brought up.
+    pub fn start(common: &Arc<Common>, prepared: Prepared) -> Arc<Self> {
+        let config = Arc::clone(&common.config);
         let tasks = TaskTracker::new();
         let cancel = CancellationToken::new();
         let all = (0..config.nodes.len()).map(NodeId);
         let followers: Vec<NodeId> = all.filter(|node| *node != prepared.writer).collect();
+        common.reads.new_term();
         let replicator = Replicator::new(
             config.nodes.len(),
             &followers,
-            Arc::clone(&catalogs),
-            Arc::clone(&reads),
+            Arc::clone(&common.catalogs),
+            Arc::clone(&common.reads),
             tasks.clone(),
             cancel.clone(),
         );
@@ -77,18 +97,23 @@ impl Steward {
         let steward = Arc::new(Self {
             view: ArcSwap::from_pointee(first_view(&config, &prepared)),
             behind_since: Mutex::default(),
-            catalogs,
-            reads,
-            guests: Arc::default(),
-            control,
+            catalogs: Arc::clone(&common.catalogs),
+            reads: Arc::clone(&common.reads),
+            guests: Arc::clone(&common.guests),
+            control: common.control.clone(),
             replicator,
             writer: prepared.writer,
             epoch: prepared.epoch,
             term: prepared.term,
+            offices: prepared.offices,
             version: prepared.version,
-            arming: Arc::new(prepared.arming),
+            arming: Arc::clone(&common.arming),
+            office: common.office.clone(),
+            standing: watch::Sender::new(Standing::Beginning),
             tasks,
             cancel,
+            watchers: TaskTracker::new(),
+            watching: CancellationToken::new(),
             config,
         });
         // The admin database is the one that is likely to sleep; the first one's stream releases commits.
@@ -99,35 +124,38 @@ impl Steward {
         for (database, places) in first.into_iter().chain(last) {
             steward.replicate(database, places);
         }
-        for at in 0..steward.config.nodes.len() {
-            let this = Arc::clone(&steward);
-            steward
-                .tasks
+        steward.begin();
+        tracing::info!(epoch = %steward.epoch, term = %steward.term, writer = steward.writer.0, "cluster is up");
+        steward
+    }
+
+    /// Starts what goes on beside the streams.
+    fn begin(self: &Arc<Self>) {
+        for at in 0..self.config.nodes.len() {
+            let this = Arc::clone(self);
+            self.watchers
                 .spawn(async move { this.probe(NodeId(at)).await });
         }
-        let this = Arc::clone(&steward);
-        steward.tasks.spawn(async move { this.look().await });
-        let this = Arc::clone(&steward);
-        steward.tasks.spawn(async move {
+        let this = Arc::clone(self);
+        self.watchers.spawn(async move { this.look().await });
+        self.spawn(|this| async move {
             let tending = this.catalogs.tend(&this.control, this.writer);
             this.cancel.run_until_cancelled(tending).await;
         });
-        let this = Arc::clone(&steward);
-        steward
-            .tasks
-            .spawn(async move { this.record_fences().await });
-        let this = Arc::clone(&steward);
-        steward.tasks.spawn(async move { this.audit().await });
-        let this = Arc::clone(&steward);
-        steward
-            .tasks
-            .spawn(async move { this.watch_builds().await });
-        let this = Arc::clone(&steward);
-        steward.tasks.spawn(async move { this.serve_reads().await });
-        let this = Arc::clone(&steward);
-        steward.tasks.spawn(async move { this.mind_sleep().await });
-        tracing::info!(epoch = %steward.epoch, writer = steward.writer.0, "cluster is up");
-        Ok(steward)
+        self.spawn(|this| async move { this.record_fences().await });
+        self.spawn(|this| async move { this.audit().await });
+        self.spawn(|this| async move { this.watch_builds().await });
+        self.spawn(|this| async move { this.serve_reads().await });
+        self.spawn(|this| async move { this.mind_sleep().await });
+        self.spawn(|this| async move { this.settle_in().await });
+        self.spawn(|this| async move { this.mind_slots().await });
+    }
+
+    fn spawn<F>(self: &Arc<Self>, work: impl FnOnce(Arc<Self>) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.tasks.spawn(work(Arc::clone(self)));
     }
 
     /// The cluster at this moment.
@@ -218,7 +246,7 @@ impl Steward {
             followers.push(Follower {
                 node,
                 name: self.config.nodes[at].name.clone(),
-                place: places.followers.get(&node).copied().unwrap_or_default(),
+                place: self.place_in_term(places.followers.get(&node)),
                 settings: ApplierSettings {
                     address: self.control.address(node).clone(),
                     login,
@@ -238,6 +266,12 @@ impl Steward {
             .add_database(settings, places.start, followers, bytes);
     }
 
+    /// By the end of a unit of this term; everything else is before.
+    fn place_in_term(&self, place: Option<&UnitId>) -> Lsn {
+        let of_now = place.filter(|place| place.term == self.term);
+        of_now.map_or(Lsn::default(), |place| place.lsn)
+    }
+
     /// A database was made on every node: it is replicated from here on, before anybody uses it.
     pub async fn database_created(&self, database: &str) -> Result<(), ControlError> {
         let origin = origin_name(self.term, database);
@@ -252,7 +286,8 @@ impl Steward {
                 start = control::create_slot(&client, &slot_name(database)).await?;
             } else {
                 control::create_origin(&client, &origin).await?;
-                followers.insert(node, Lsn::default());
+                control::ensure_slot(&client, &slot_name(database)).await?;
+                followers.insert(node, UnitId::NOTHING);
             }
         }
         self.replicate(database, &DatabasePlaces { start, followers });
@@ -349,238 +384,19 @@ impl Steward {
         metadata::own_names(&client).await
     }
 
-    /// Asks a node again and again whether it lives.
-    async fn probe(&self, node: NodeId) {
-        let interval = self.config.health.probe_interval();
-        let name = self.config.nodes[node.0].name.clone();
-        let seconds = metrics::histogram!("synapsedb_probe_seconds", "node" => name.clone());
-        let failures = metrics::counter!("synapsedb_probe_failures_total", "node" => name);
-        let mut client: Option<Client> = None;
-        let mut silent = 0;
-        loop {
-            let started = Instant::now();
-            let ask = self.ask(node, &mut client);
-            let answer = tokio::select! {
-                () = self.cancel.cancelled() => return,
-                answer = tokio::time::timeout(interval, ask) => answer,
-            };
-            match answer {
-                Ok(Ok(took)) => {
-                    silent = 0;
-                    seconds.record(took);
-                    self.note_probe(node, Some(took));
-                }
-                // A refused connection says it at once; silence only after several probes.
-                Ok(Err(error)) => {
-                    tracing::debug!(node = node.0, %error, "probe failed");
-                    failures.increment(1);
-                    client = None;
-                    self.note_probe(node, None);
-                }
-                Err(_) => {
-                    failures.increment(1);
-                    silent += 1;
-                    if silent >= self.config.health.probe_failures {
-                        client = None;
-                        self.note_probe(node, None);
-                    }
-                }
-            }
-            let suspected = async {
-                match self.reads.loads.get(node) {
-                    Some(load) => load.suspected().await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                () = self.cancel.cancelled() => return,
-                () = tokio::time::sleep(interval.saturating_sub(started.elapsed())) => {}
-                () = suspected => {}
-            }
-        }
-    }
-
-    /// One question and how long its answer took. A connection that broke since the last one says
-    /// nothing of the node: a new one is tried.
-    async fn ask(
-        &self,
-        node: NodeId,
-        client: &mut Option<Client>,
-    ) -> Result<Duration, ControlError> {
-        if let Some(known) = client.as_ref().filter(|known| !known.is_closed()) {
-            let started = Instant::now();
-            if known.simple_query("select 1").await.is_ok() {
-                return Ok(started.elapsed());
-            }
-        }
-        let new = self.control.connect(node, &self.control.database).await?;
-        let started = Instant::now();
-        new.simple_query("select 1").await?;
-        *client = Some(new);
-        Ok(started.elapsed())
-    }
-
-    fn note_probe(&self, node: NodeId, took: Option<Duration>) {
-        self.view.rcu(|view| {
-            let mut view = View::clone(view);
-            let entry = &mut view.nodes[node.0];
-            if let Some(took) = took {
-                let ms = took.as_secs_f64() * 1000.0;
-                entry.latency_ms =
-                    Some(entry.latency_ms.map_or(ms, |known| known * 0.8 + ms * 0.2));
-                entry.last_heartbeat = Some(SystemTime::now());
-                if entry.status == Status::Down {
-                    // Nothing catches the writer up: it is there or not.
-                    entry.status = if entry.is_writer {
-                        Status::InSync
-                    } else {
-                        Status::CatchingUp
-                    };
-                }
-            } else if entry.status != Status::Fenced {
-                entry.status = Status::Down;
-            }
-            count(&mut view);
-            view
-        });
-        if let (Some(took), Some(load)) = (took, self.reads.loads.get(node)) {
-            load.probed(took);
-        }
-        self.tell_who_serves();
-    }
-
-    /// What a node lacks of the proxy's own things, for the view.
-    pub(super) fn note_missing(&self, missing: Option<&String>) {
-        if let Some(what) = missing
-            && self.view().missing.is_none()
-        {
-            tracing::error!("{what}: what is written may not reach other nodes");
-        }
-        self.view.rcu(|view| {
-            let mut view = View::clone(view);
-            view.missing = missing.cloned();
-            view
-        });
-    }
-
-    /// Up to where every node that is owed it has the writer's history.
-    pub(super) fn everywhere(&self) -> Lsn {
-        self.replicator.snapshot().report.flush
-    }
-
-    /// Carries what replication knows into the view.
-    async fn look(&self) {
-        loop {
-            self.carry();
-            tokio::select! {
-                () = self.cancel.cancelled() => return,
-                () = tokio::time::sleep(Duration::from_millis(200)) => {}
-            }
-        }
-    }
-
-    /// Once, so that the view is as true as can be from here on.
-    fn carry(&self) {
-        let now = self.replicator.snapshot();
-        let mut behind_since = self
-            .behind_since
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        for (node, follower) in &now.followers {
-            if follower.place < now.report.write {
-                behind_since.entry(*node).or_insert_with(Instant::now);
-            } else {
-                behind_since.remove(node);
-            }
-        }
-        self.view.rcu(|view| {
-            let mut view = View::clone(view);
-            view.written = now.report.write;
-            view.everywhere = now.report.flush;
-            view.pending_units = now.pending_units;
-            view.databases.clone_from(&now.databases);
-            view.asleep.clone_from(&now.asleep);
-            view.held.clone_from(&now.held);
-            for (node, follower) in &now.followers {
-                let behind = behind_since.get(node).map(Instant::elapsed);
-                let databases = now.databases.len();
-                show(&mut view.nodes[node.0], follower, now.decoded, databases);
-                view.nodes[node.0].lag_seconds = behind.unwrap_or_default().as_secs_f64();
-                view.nodes[node.0].indexes_owed = now.indexes_owed.get(node).copied().unwrap_or(0);
-            }
-            count(&mut view);
-            view
-        });
-        drop(behind_since);
-        self.tell_who_serves();
-    }
-
-    /// Ends streams and appliers. What they have not done is done at the next start.
-    pub async fn stop(&self) {
+    /// Ends streams and appliers, so that another steward may begin. What they have not done is done then. Probes go on,
+    /// so that the view tells the truth meanwhile.
+    pub async fn abdicate(&self) {
         self.cancel.cancel();
         self.tasks.close();
-        let _ = tokio::time::timeout(Duration::from_secs(5), self.tasks.wait()).await;
+        let _ = tokio::time::timeout(CONNECT, self.tasks.wait()).await;
     }
-}
 
-/// Carries what replication knows of a follower into its entry. What the probes say of a dead node
-/// comes first: its appliers may not have noticed yet.
-fn show(entry: &mut NodeView, follower: &FollowerSnapshot, decoded: Lsn, databases: usize) {
-    let known = &follower.known;
-    entry.lag_bytes = decoded.0.saturating_sub(follower.place.0);
-    (entry.queue_units, entry.queue_bytes) = follower.queue;
-    let failure = known.failures.values().next().map(|f| f.text.clone());
-    entry.problem = known.fenced.clone().or(failure);
-    let at_work = databases > 0 && known.connected >= databases && known.failures.is_empty();
-    entry.status = match entry.status {
-        _ if known.fenced.is_some() => Status::Fenced,
-        Status::Down => Status::Down,
-        _ if at_work => Status::InSync,
-        _ => Status::CatchingUp,
-    };
-}
-
-/// Counts the majority anew. Without the writer nothing can be written, whoever else is there.
-fn count(view: &mut View) {
-    let in_sync = |node: &&NodeView| node.status == Status::InSync;
-    view.in_sync = view.nodes.iter().filter(in_sync).count();
-    let writer = view.nodes[view.writer.0].status == Status::InSync;
-    view.quorum = writer && view.in_sync > view.nodes.len() / 2;
-}
-
-fn first_view(config: &Config, prepared: &Prepared) -> View {
-    let node = |(at, node): (usize, &crate::config::Node)| NodeView {
-        id: NodeId(at),
-        name: node.name.clone(),
-        host: node.host.clone(),
-        port: node.port,
-        status: if NodeId(at) == prepared.writer {
-            Status::InSync
-        } else {
-            Status::CatchingUp
-        },
-        is_writer: NodeId(at) == prepared.writer,
-        last_heartbeat: None,
-        latency_ms: None,
-        lag_bytes: 0,
-        lag_seconds: 0.0,
-        indexes_owed: 0,
-        queue_units: 0,
-        queue_bytes: 0,
-        problem: None,
-    };
-    View {
-        nodes: config.nodes.iter().enumerate().map(node).collect(),
-        writer: prepared.writer,
-        epoch: prepared.epoch,
-        quorum: false,
-        in_sync: 0,
-        written: Lsn::default(),
-        everywhere: Lsn::default(),
-        pending_units: 0,
-        databases: Vec::new(),
-        asleep: Vec::new(),
-        held: None,
-        missing: None,
+    /// Ends everything.
+    pub async fn stop(&self) {
+        self.watching.cancel();
+        self.abdicate().await;
+        self.watchers.close();
+        let _ = tokio::time::timeout(CONNECT, self.watchers.wait()).await;
     }
 }

@@ -19,13 +19,13 @@ pub struct Candidate {
 impl Candidate {
     #[expect(clippy::cast_precision_loss, reason = "connections are few")]
     fn cost(&self) -> f64 {
-        (self.in_flight + ROOM) as f64 * self.latency_ms + self.wait_ms
+        (1.0 + self.in_flight as f64 / ROOM) * self.latency_ms + self.wait_ms
     }
 }
 
-/// What a node works on besides without anybody noticing much: its cores and its disks, and the chance in any count
-/// taken at one moment. Without it reads would run back and forth between nodes that are equally busy on average.
-const ROOM: usize = 8;
+/// So much at work makes a node take twice as long: it has cores and disks for several, and a count taken at one moment
+/// is chance for a part. With less, reads would run back and forth between nodes that are equally busy on average.
+const ROOM: f64 = 8.0;
 
 /// Averages of nodes that are alike differ by chance. Without this one of three would have all the work of a client
 /// that asks one thing after the other, and the averages of the others would never be put right.

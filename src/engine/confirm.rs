@@ -262,6 +262,12 @@ impl Confirmer {
         decoded.min().unwrap_or_default()
     }
 
+    /// How far the writer's log has been decoded, by the quickest stream: nobody has been handed anything behind it.
+    pub fn handed(&self) -> Lsn {
+        let decoded = self.streams.values().map(|stream| stream.decoded);
+        decoded.max().unwrap_or_default()
+    }
+
     /// Units decoded of a stream that somebody who is owed them lacks.
     pub fn pending_units(&self) -> usize {
         self.streams

@@ -197,6 +197,89 @@ pub fn without_writer(
     }
 }
 
+/// The same where several databases have streams of their own: the facts of each, alike but for the places. Whoever is
+/// elected must have the longest history in all of them; of several such the one that is wanted, else the first. A
+/// node that strays in one of them is out in all.
+pub fn decide_together(
+    nodes: usize,
+    epoch: Epoch,
+    databases: &[BTreeMap<NodeId, Facts>],
+    fenced: &BTreeSet<NodeId>,
+    wanted: Option<NodeId>,
+) -> Plan {
+    let majority = nodes / 2 + 1;
+    let Some(facts) = databases.first().filter(|facts| facts.len() >= majority) else {
+        return Plan::Wait;
+    };
+    let Some(known) = facts.values().map(|facts| facts.record).max() else {
+        return Plan::Wait;
+    };
+    let in_office = facts.get(&known.writer);
+    if let Some(writer) = in_office.filter(|facts| facts.holds(known.term)) {
+        let record = Record { epoch, ..known };
+        let outcast = outcasts(databases, known.writer, fenced);
+        return with_writer(nodes, record, writer, facts, &outcast);
+    }
+    let longest = |node: &NodeId| {
+        databases.iter().all(|facts| {
+            let sound = facts.iter().filter(|(node, _)| !fenced.contains(node));
+            let longest = sound.map(|(_, facts)| facts.history()).max();
+            facts.get(node).map(Facts::history) == longest
+        })
+    };
+    let able: Vec<NodeId> = facts
+        .keys()
+        .copied()
+        .filter(|node| !fenced.contains(node) && longest(node))
+        .collect();
+    let wanted = wanted.filter(|node| able.contains(node));
+    let Some(chosen) = wanted.or(able.first().copied()) else {
+        return Plan::Wait;
+    };
+    let mut outcast = outcasts(databases, chosen, fenced);
+    if in_office.is_none() {
+        // It may have what nobody else has.
+        outcast.insert(known.writer);
+    }
+    let sound = facts.keys().filter(|node| !outcast.contains(node)).count();
+    if sound < majority {
+        return Plan::Wait;
+    }
+    let part = |node: NodeId| match node {
+        _ if node == chosen => Part::Writer,
+        _ if outcast.contains(&node) => Part::Fenced,
+        _ => Part::Live,
+    };
+    Plan::Elect {
+        record: Record {
+            epoch,
+            term: epoch,
+            writer: chosen,
+        },
+        parts: (0..nodes)
+            .map(NodeId)
+            .map(|node| (node, part(node)))
+            .collect(),
+    }
+}
+
+/// Those that are known to differ, and those that have something in some database which the writer has not.
+fn outcasts(
+    databases: &[BTreeMap<NodeId, Facts>],
+    writer: NodeId,
+    fenced: &BTreeSet<NodeId>,
+) -> BTreeSet<NodeId> {
+    let mut outcast = fenced.clone();
+    for facts in databases {
+        let Some(writers) = facts.get(&writer) else {
+            continue;
+        };
+        let stray = |(node, facts): &(&NodeId, &Facts)| **node != writer && strays(facts, writers);
+        outcast.extend(facts.iter().filter(stray).map(|(node, _)| *node));
+    }
+    outcast
+}
+
 #[cfg(test)]
 #[path = "recovery_tests.rs"]
 mod tests;

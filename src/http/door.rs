@@ -20,13 +20,13 @@ use tokio_util::sync::CancellationToken;
 use super::limit::Limited;
 use super::status::{Around, Report};
 use super::{health, metrics, page};
-use crate::cluster::steward::Steward;
+use crate::cluster::reigns::Cluster;
 use crate::node::pool::Pools;
 
 /// What there is to tell once the cluster is up.
 pub struct Running {
     /// The cluster.
-    pub steward: Arc<Steward>,
+    pub cluster: Arc<Cluster>,
     /// Connections for clients' work.
     pub pools: Arc<Pools>,
     /// How many clients are connected, and how many may be.
@@ -64,7 +64,7 @@ impl Operators {
             return Err("the proxy is shutting down".to_owned());
         }
         let running = self.running.get().ok_or(STARTING)?;
-        health::judge(&running.steward.view())
+        health::judge(&running.cluster.steward().view())
     }
 
     fn around(&self, running: &Running) -> Around {
@@ -78,7 +78,7 @@ impl Operators {
 
     fn report(&self) -> Option<Report> {
         let running = self.running.get()?;
-        let mut report = Report::of(&running.steward.view(), &self.around(running));
+        let mut report = Report::of(&running.cluster.steward().view(), &self.around(running));
         if let Err(why) = self.health() {
             report.healthy = false;
             report.reason = Some(why);
@@ -88,7 +88,7 @@ impl Operators {
 
     fn render_metrics(&self) -> Option<String> {
         if let Some(running) = self.running.get() {
-            let view = running.steward.view();
+            let view = running.cluster.steward().view();
             metrics::refresh(&view, &self.around(running), self.health().is_ok());
         }
         self.handle.as_ref().map(PrometheusHandle::render)

@@ -311,6 +311,7 @@ fn is_bookkeeping(table: &Relation) -> bool {
             "ddl_log"
                 | "view_rows"
                 | "cluster_state"
+                | "offices"
                 | "pending_indexes"
                 | "applied_places"
                 | "node_key"

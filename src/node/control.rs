@@ -238,8 +238,9 @@ pub async fn write_state(client: &Client, state: &State) -> Result<bool, Control
                values ($1, $2, $3, $4, $5)
              on conflict (only_row) do update
                set epoch = excluded.epoch, term_epoch = excluded.term_epoch, writer = excluded.writer,
-                   cluster_id = excluded.cluster_id, fenced = excluded.fenced, written_at = now()
-             where s.epoch < excluded.epoch",
+                   cluster_id = excluded.cluster_id, fenced = excluded.fenced, written_at = now(),
+                   promised = greatest(s.promised, excluded.epoch)
+             where s.epoch < excluded.epoch and s.promised <= excluded.epoch",
             &[&number(state.epoch), &number(state.term), &state.writer, &state.cluster, &state.fenced],
         )
         .await?;
@@ -376,6 +377,28 @@ pub async fn create_slot(client: &Client, slot: &str) -> Result<Lsn, ControlErro
     row.get::<_, String>(0)
         .parse()
         .map_err(|_| ControlError::Answer("slot creation"))
+}
+
+/// Makes a logical slot in the client's database where there is none.
+pub async fn ensure_slot(client: &Client, slot: &str) -> Result<(), ControlError> {
+    if slot_place(client, slot).await?.is_none() {
+        create_slot(client, slot).await?;
+    }
+    Ok(())
+}
+
+/// Has a slot of the client's database forget what comes before `place`, if it is there and stands before.
+pub async fn advance_slot(client: &Client, slot: &str, place: Lsn) -> Result<(), ControlError> {
+    client
+        .execute(
+            "select pg_replication_slot_advance(slot_name, least($2::text::pg_lsn, pg_current_wal_flush_lsn()))
+               from pg_replication_slots
+              where slot_name = $1 and active_pid is null
+                and confirmed_flush_lsn < least($2::text::pg_lsn, pg_current_wal_flush_lsn())",
+            &[&slot, &place.to_string()],
+        )
+        .await?;
+    Ok(())
 }
 
 /// Drops a slot if it is there, ending whoever reads it.

@@ -9,6 +9,7 @@ pub mod carried;
 pub mod control;
 pub mod identity;
 pub mod keys;
+pub mod office;
 pub mod pool;
 pub mod pooled;
 pub mod queue;

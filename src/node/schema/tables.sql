@@ -130,6 +130,17 @@ $$;
 -- Names of nodes found wrong: what they lack may be gone from the slots, so a proxy that starts must know.
 alter table synapsedb.cluster_state add column if not exists fenced text[] not null default '{}';
 
+-- The newest epoch that this node has promised to: it accepts nothing of an older one, whoever brings it.
+alter table synapsedb.cluster_state add column if not exists promised bigint not null default 0;
+
+-- Terms in which this node was the writer: the end of its log when it took office, and, where it left office in order,
+-- the end of the last unit that it made in it. A node's own.
+create table if not exists synapsedb.offices (
+  term bigint primary key,
+  start_lsn pg_lsn not null,
+  closed_lsn pg_lsn
+);
+
 -- What the metadata views show; refreshed by the proxy just before a statement that names one.
 create unlogged table if not exists synapsedb.cluster_nodes_data (
   node_id int primary key,

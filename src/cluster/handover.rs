@@ -1,0 +1,154 @@
+//! A planned change of writer: what is open comes to its end, the next writer has everything, the old one leaves office.
+//!
+//! Guards promises 1 and 2, and that no client notices. It gives up, and the writer goes on, where transactions do not
+//! end or the chosen node does not get level in time; once the old writer has left office there is no way back, and
+//! whoever has everything follows it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::office::State;
+use super::reigns::Cluster;
+use super::steward::Steward;
+use super::view::Status;
+use crate::ids::{Lsn, NodeId, origin_name};
+use crate::node::control::{self, ControlError};
+use crate::node::office;
+
+/// For transactions under way to end.
+const DRAIN: Duration = Duration::from_secs(10);
+/// For the chosen node to have everything then.
+const LEVEL: Duration = Duration::from_secs(5);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(2);
+/// Sessions that keep a connection while they are idle don't hold up a change for longer.
+const KEPT: Duration = Duration::from_millis(500);
+
+/// Why a node did not become the writer.
+#[derive(Debug, thiserror::Error)]
+pub enum HandoverError {
+    /// The proxy stops.
+    #[error("the proxy is stopping")]
+    Stopping,
+    /// It can't be.
+    #[error("node {node} is {status}, and only a node that is in sync can become the writer")]
+    Unfit {
+        /// Its name.
+        node: String,
+        /// Its state.
+        status: &'static str,
+    },
+    /// Transactions go on.
+    #[error("transactions on the writer did not end within {DRAIN:?}; try again, or end them")]
+    Busy,
+    /// It did not get level.
+    #[error("node {0} did not have everything within {LEVEL:?}; the writer goes on")]
+    Behind(String),
+    /// Something failed.
+    #[error("{0}; the writer goes on")]
+    Failed(#[from] ControlError),
+    /// Somebody else became the writer.
+    #[error("node {0} became the writer instead; the log says why")]
+    Other(String),
+}
+
+impl Cluster {
+    /// Hands over to `node`.
+    pub(super) async fn hand_over(
+        &self,
+        steward: &Arc<Steward>,
+        node: NodeId,
+    ) -> Result<(), HandoverError> {
+        if node == steward.writer() {
+            return Ok(());
+        }
+        let view = steward.view();
+        let entry = &view.nodes[node.0];
+        if entry.status != Status::InSync {
+            return Err(HandoverError::Unfit {
+                node: entry.name.clone(),
+                status: entry.status.name(),
+            });
+        }
+        self.tell(steward, State::Closing);
+        if let Err(error) = self.close(steward, node).await {
+            self.tell(steward, State::Open);
+            return Err(error);
+        }
+        self.follow(steward, Some(node)).await;
+        let writer = self.steward().writer();
+        if writer == node {
+            return Ok(());
+        }
+        Err(HandoverError::Other(view.nodes[writer.0].name.clone()))
+    }
+
+    /// Until the old writer has left office.
+    async fn close(&self, steward: &Arc<Steward>, node: NodeId) -> Result<(), HandoverError> {
+        self.drain(steward).await?;
+        let name = || steward.view().nodes[node.0].name.clone();
+        let end = steward
+            .writers_end()
+            .await
+            .ok_or(ControlError::Answer("where its log ends"))?;
+        let level = async {
+            while steward.replicator.place(node) < end {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        let level = tokio::time::timeout(LEVEL, level).await;
+        level.map_err(|_| HandoverError::Behind(name()))?;
+        self.tell(steward, State::Vacant);
+        steward.abdicate().await;
+        self.leave(steward, node, end).await?;
+        Ok(())
+    }
+
+    /// Until nothing is under way on the writer. Nothing new begins there by now.
+    async fn drain(&self, steward: &Arc<Steward>) -> Result<(), HandoverError> {
+        let began = Instant::now();
+        let mut client = None;
+        let sql = "select count(*) from pg_stat_activity
+                    where backend_type = 'client backend' and state <> 'idle' and pid <> pg_backend_pid()
+                      and application_name not like 'synapsedb %'";
+        while began.elapsed() < DRAIN {
+            let leased = self.pools.in_flight(steward.writer());
+            if leased == 0 || began.elapsed() > KEPT {
+                let client = steward.on_writer(&mut client).await?;
+                let busy: i64 = client
+                    .query_one(sql, &[])
+                    .await
+                    .map_err(ControlError::from)?
+                    .get(0);
+                if busy == 0 {
+                    return Ok(());
+                }
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        Err(HandoverError::Busy)
+    }
+
+    /// The old writer notes that it has left office, and that it has what the next one has of its term.
+    async fn leave(
+        &self,
+        steward: &Arc<Steward>,
+        next: NodeId,
+        end: Lsn,
+    ) -> Result<(), ControlError> {
+        let (control, term, writer) = (&self.common.control, steward.term, steward.writer());
+        for (_, database) in steward.replicator.streams() {
+            let theirs = control.connect(next, &database).await?;
+            let places = office::places(&theirs, &database).await?;
+            let Some(place) = places.get(&term) else {
+                continue;
+            };
+            let ours = control.connect(writer, &database).await?;
+            let origin = origin_name(term, &database);
+            control::create_origin(&ours, &origin).await?;
+            office::set_place(&ours, &origin, *place).await?;
+        }
+        let client = control.connect(writer, &control.database).await?;
+        office::leave(&client, term, end).await
+    }
+}

@@ -1,0 +1,242 @@
+//! One steward after the other: who follows when a writer is lost, or is asked to hand over.
+//!
+//! Guards promises 1 and 2 over a change of writer. A steward's time ends when its writer is lost, if only for a
+//! moment, or when an operator names another one. Units that have been decoded are applied first wherever somebody can
+//! take them, so that those who are left are level; then the next steward is found from what the nodes keep durably,
+//! as at the start of a proxy. Until then nobody asks anything of a writer. It knows no session.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::bring_up::{BringUp, BringUpError, How, Prepared, new_arming};
+use super::catalogs::Catalogs;
+use super::follower::Arming;
+use super::guests::Guests;
+use super::handover::HandoverError;
+use super::office::{State, Told};
+use super::probes::Standing;
+use super::reads::Reads;
+use super::steward::{Common, Steward};
+use super::view::Status;
+use crate::config::Config;
+use crate::ids::NodeId;
+use crate::node::control::Control;
+use crate::node::pool::Pools;
+
+/// What a node may take to answer while a writer is looked for.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// For followers to apply what was decoded before the writer was lost, while they get on with it.
+const LEVEL: Duration = Duration::from_secs(10);
+/// Between two looks at that, and between two tries to find a writer.
+const LOOK: Duration = Duration::from_millis(5);
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// An operator's wish, and where he waits for what becomes of it.
+struct Wish {
+    node: NodeId,
+    answer: oneshot::Sender<Result<(), HandoverError>>,
+}
+
+/// The cluster, whoever writes.
+pub struct Cluster {
+    pub(super) common: Arc<Common>,
+    current: ArcSwap<Steward>,
+    armed: Mutex<BTreeSet<NodeId>>,
+    wishes: mpsc::Sender<Wish>,
+    pub(super) pools: Arc<Pools>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Cluster {
+    /// Brings the cluster up and starts its first steward. Sessions hear of its writers by `office`.
+    pub async fn start(
+        config: Arc<Config>,
+        pools: Arc<Pools>,
+        office: Told,
+    ) -> Result<Arc<Self>, BringUpError> {
+        let control = Control::new(&config);
+        let arming = new_arming();
+        let how = How {
+            arming: Some(arming.clone()),
+            ..How::start()
+        };
+        let prepared = BringUp::new(&config, &control, &how).run().await?;
+        let common = Arc::new(Common {
+            control,
+            catalogs: Arc::new(Catalogs::default()),
+            reads: Arc::new(Reads::new(&config)),
+            guests: Arc::new(Guests::default()),
+            arming: Arc::new(arming),
+            office,
+            config,
+        });
+        let armed = prepared.armed.clone();
+        let steward = Steward::start(&common, prepared);
+        let (wishes, wished) = mpsc::channel(1);
+        let cluster = Arc::new(Self {
+            common,
+            current: ArcSwap::new(steward),
+            armed: Mutex::new(armed),
+            wishes,
+            pools,
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        });
+        let this = Arc::clone(&cluster);
+        cluster.tasks.spawn(async move { this.go_on(wished).await });
+        Ok(cluster)
+    }
+
+    /// Whoever sees to it now.
+    pub fn steward(&self) -> Arc<Steward> {
+        self.current.load_full()
+    }
+
+    /// What sessions that read from any node must know.
+    pub fn reads(&self) -> &Arc<Reads> {
+        &self.common.reads
+    }
+
+    /// What the databases' names stand for.
+    pub fn catalogs(&self) -> &Catalogs {
+        &self.common.catalogs
+    }
+
+    /// What opens `synapsedb.log_command`.
+    pub fn log_secret(&self) -> &str {
+        &self.common.arming.log_secret
+    }
+
+    /// Has a node become the writer, in order: no transaction is broken off for it. Dropping it gives up waiting only.
+    pub async fn promote(&self, node: NodeId) -> Result<(), HandoverError> {
+        let (answer, heard) = oneshot::channel();
+        let wish = Wish { node, answer };
+        if self.wishes.send(wish).await.is_err() {
+            return Err(HandoverError::Stopping);
+        }
+        heard.await.unwrap_or(Err(HandoverError::Stopping))
+    }
+
+    /// Ends everything. What has not been done is done at the next start.
+    pub async fn stop(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        let _ = tokio::time::timeout(PATIENCE, self.tasks.wait()).await;
+        self.steward().stop().await;
+    }
+
+    async fn go_on(&self, mut wished: mpsc::Receiver<Wish>) {
+        let reigns = async {
+            loop {
+                let steward = self.steward();
+                let mut standing = steward.standing.subscribe();
+                let wish = tokio::select! {
+                    biased;
+                    // The sender lives as long as the steward.
+                    _ = standing.wait_for(|standing| *standing == Standing::Lost) => None,
+                    Some(wish) = wished.recv() => Some(wish),
+                };
+                match wish {
+                    None => self.follow(&steward, None).await,
+                    Some(wish) => {
+                        let outcome = self.hand_over(&steward, wish.node).await;
+                        // Whoever asked may have left.
+                        let _ = wish.answer.send(outcome);
+                    }
+                }
+            }
+        };
+        self.stop.run_until_cancelled(reigns).await;
+    }
+
+    /// Ends a steward's time, and begins another's as soon as somebody can write.
+    pub(super) async fn follow(&self, steward: &Arc<Steward>, wanted: Option<NodeId>) {
+        let began = Instant::now();
+        if wanted.is_none() {
+            metrics::counter!("synapsedb_failovers_total").increment(1);
+            self.level(steward).await;
+        }
+        steward.abdicate().await;
+        let prepared = self.bring_up(wanted).await;
+        self.common.catalogs.forget_all();
+        let next = Steward::start(&self.common, prepared);
+        self.current.store(Arc::clone(&next));
+        steward.stop().await;
+        tracing::info!(
+            writer = next.writer().0,
+            took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            "a steward's time has begun"
+        );
+    }
+
+    /// Lets those who are there apply what was decoded, as long as they get on with it.
+    async fn level(&self, steward: &Arc<Steward>) {
+        let began = Instant::now();
+        loop {
+            let view = steward.view();
+            let now = steward.replicator.snapshot();
+            let owing = now.followers.iter().any(|(node, follower)| {
+                let there = !matches!(view.nodes[node.0].status, Status::Down | Status::Fenced);
+                there && follower.known.failures.is_empty() && follower.queue.0 > 0
+            });
+            if !owing || began.elapsed() > LEVEL {
+                return;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Tries until it succeeds.
+    async fn bring_up(&self, mut wanted: Option<NodeId>) -> Prepared {
+        let mut said = String::new();
+        loop {
+            let how = How {
+                patience: PATIENCE,
+                wanted,
+                arming: Some(Arming::clone(&self.common.arming)),
+                armed: self.armed().clone(),
+            };
+            match BringUp::new(&self.common.config, &self.common.control, &how)
+                .run()
+                .await
+            {
+                Ok(prepared) => {
+                    self.armed().extend(&prepared.armed);
+                    return prepared;
+                }
+                Err(error) => {
+                    let text = error.to_string();
+                    if text != said {
+                        tracing::error!(%error, "nobody can be the writer yet");
+                        said = text;
+                    }
+                }
+            }
+            // It may be what stands in the way.
+            wanted = None;
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    fn armed(&self) -> std::sync::MutexGuard<'_, BTreeSet<NodeId>> {
+        self.armed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says what may be asked of the writer, on behalf of its steward.
+    pub(super) fn tell(&self, steward: &Steward, state: State) {
+        self.common.office.send_if_modified(|told| {
+            let changed = told.term == steward.term && told.state != state;
+            if changed {
+                told.state = state;
+            }
+            changed
+        });
+    }
+}
