@@ -36,3 +36,4 @@ mod types;
 mod unreplicated;
 mod views;
 mod workload;
+mod writers;
