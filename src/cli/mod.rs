@@ -16,6 +16,7 @@ use crate::config::read::ConfigError;
 pub mod check;
 pub mod demo;
 pub mod logs;
+pub mod promote;
 pub mod release;
 pub mod serve;
 pub mod threads;
@@ -57,6 +58,10 @@ pub enum Command {
     ///
     /// Changes nothing. The exit code is 1 where something must be mended.
     Check(ConfigFile),
+    /// Have a node become the writer, in order: no transaction is broken off for it.
+    ///
+    /// Asks the running proxy. The exit code is 1 where the node did not become the writer, and the text says why.
+    Promote(promote::Arguments),
     /// Take everything of the proxy's off the nodes again.
     ///
     /// Stop the proxy first. A node left with the proxy's setting and no proxy waits at each commit.
@@ -94,6 +99,9 @@ pub enum CliError {
     /// The demo could not start.
     #[error(transparent)]
     Demo(#[from] demo::DemoError),
+    /// The proxy could not be asked.
+    #[error(transparent)]
+    Order(#[from] promote::OrderError),
     /// A node could not be released.
     #[error(transparent)]
     Release(#[from] release::ReleaseError),
@@ -140,6 +148,10 @@ pub async fn run(cli: Cli) -> Result<ExitCode, CliError> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Check(file) => Ok(check::run(&file.load()?).await),
+        Command::Promote(arguments) => {
+            let config = arguments.file.load()?;
+            Ok(promote::run(&config, &arguments).await?)
+        }
         Command::Release(arguments) => {
             let config = arguments.file.load()?;
             Ok(release::run(&config, &arguments).await?)

@@ -18,7 +18,7 @@ use crate::cluster::office::{self, Heard};
 use crate::cluster::reigns::Cluster;
 use crate::config::Config;
 use crate::http::door::{Operators, Running};
-use crate::http::{self, metrics};
+use crate::http::{self, metrics, orders};
 use crate::ids::NodeId;
 use crate::session::listener::{self, Door};
 use crate::session::relay;
@@ -65,7 +65,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), ServeErr
     );
     let config = Arc::new(config);
     // Before anything counts: a handle registered earlier would count nowhere.
-    let operators = Operators::new(metrics::install(), stop.clone());
+    let operators = Operators::new(metrics::install(), orders::key(&config), stop.clone());
     let listener = bind("listen.http", &config.listen.http).await?;
     let closed = CancellationToken::new();
     let _close = closed.clone().drop_guard();

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::office::State;
 use super::reigns::Cluster;
+use super::sequences;
 use super::steward::Steward;
 use super::view::Status;
 use crate::ids::{Lsn, NodeId, origin_name};
@@ -100,6 +101,7 @@ impl Cluster {
         level.map_err(|_| HandoverError::Behind(name()))?;
         self.tell(steward, State::Vacant);
         steward.abdicate().await;
+        sequences::copy_all(steward).await?;
         self.leave(steward, node, end).await?;
         Ok(())
     }

@@ -18,6 +18,7 @@ pub mod reads;
 pub mod reigns;
 pub mod relaxed;
 pub mod replicator;
+mod sequences;
 pub mod service;
 pub mod sight;
 mod sleep;

@@ -22,6 +22,7 @@ use super::reads::Reads;
 use super::sight::Sight;
 use crate::engine::confirm::{Confirmer, Report, Standing, StreamId};
 use crate::engine::fence::{Other, Verdict, judge};
+use crate::engine::sequences::{Block, Sequences};
 use crate::ids::{Lsn, NodeId};
 use crate::node::apply::aside::Aside;
 use crate::node::queue::Queue;
@@ -69,6 +70,8 @@ pub(super) struct State {
     next_stream: StreamId,
     /// Why the writer holds: a unit that nobody can apply.
     held: Option<Failure>,
+    /// What followers' sequences allow to be confirmed.
+    sequences: Sequences,
 }
 
 /// See the module. Shared by all its tasks.
@@ -83,6 +86,8 @@ pub struct Replicator {
     unit_bytes: Counter,
     /// Told when a node is fenced, which must be recorded.
     fencing: Notify,
+    /// Told when the writer's sequences are to be read.
+    reading: Notify,
     tasks: TaskTracker,
     /// On which all of it runs, whoever asks for more.
     runtime: Handle,
@@ -147,7 +152,9 @@ impl Replicator {
                 streams: BTreeMap::new(),
                 next_stream: 0,
                 held: None,
+                sequences: Sequences::default(),
             }),
+            reading: Notify::new(),
             reports: watch::Sender::new(Report::default()),
             releasing: watch::Sender::new(None),
             catalogs,
@@ -256,7 +263,7 @@ impl Replicator {
     }
 
     pub(super) fn announce(&self, state: &mut State) {
-        let report = state.confirmer.report();
+        let report = self.covered(state);
         // Ahead of the report that lets a commit be answered.
         self.reads.set_written(report.write);
         self.reports.send_if_modified(|told| {
@@ -266,12 +273,54 @@ impl Replicator {
         });
     }
 
+    /// What may be reported, as far as followers' sequences allow it.
+    fn covered(&self, state: &mut State) -> Report {
+        let report = state.confirmer.report();
+        let sequences = &state.sequences;
+        let write = sequences.confirmable(report.write, report.unit);
+        if write == report.write {
+            if sequences.is_half_used(write) {
+                self.reading.notify_one();
+            }
+            return report;
+        }
+        self.reading.notify_one();
+        let told = *self.reports.borrow();
+        Report {
+            write: write.max(told.write),
+            flush: report.flush.min(write).max(told.flush),
+            unit: report.unit.min(write).max(told.unit),
+            // Another one follows as soon as they have been raised.
+            bounded: true,
+        }
+    }
+
+    /// Waits until the writer's sequences are to be read. Dropping it loses no wish.
+    pub(super) async fn reading_wanted(&self) {
+        self.reading.notified().await;
+    }
+
+    /// They are to be read.
+    pub(super) fn want_reading(&self) {
+        self.reading.notify_one();
+    }
+
+    /// The writer's log ended at `end`, then its sequences were read and followers raised.
+    pub(super) fn sequences_raised(&self, end: Lsn, blocks: Vec<Block>) {
+        let mut state = self.lock();
+        state.sequences.raised(end, blocks);
+        self.announce(&mut state);
+    }
+
     pub(super) fn decoded_unit(&self, id: StreamId, unit: Unit) {
         self.units.increment(1);
         self.unit_bytes.increment(unit.bytes as u64);
         let unit = Arc::new(unit);
         let mut state = self.lock();
         state.confirmer.decoded_unit(id, unit.commit, unit.id.lsn);
+        if unit.has_ddl {
+            state.sequences.jumped(unit.id.lsn);
+        }
         let Some(entry) = state.streams.get(&id) else {
             return;
         };
@@ -293,6 +342,9 @@ impl Replicator {
 
     pub(super) fn decoded_up_to(&self, id: StreamId, lsn: Lsn) {
         let mut state = self.lock();
+        if state.confirmer.is_blank(id, lsn) {
+            state.sequences.blank(lsn);
+        }
         state.confirmer.decoded_up_to(id, lsn);
         if let Some(entry) = state.streams.get(&id) {
             entry.sight.decoded_up_to(lsn);

@@ -23,6 +23,7 @@ use super::office::Told;
 use super::probes::{Standing, first_view};
 use super::reads::Reads;
 use super::replicator::{RETRY, Replicator};
+use super::sequences::Keeper;
 use super::service::OwnNames;
 use super::view::View;
 use crate::config::Config;
@@ -55,6 +56,7 @@ pub struct Steward {
     version: u32,
     pub(super) arming: Arc<Arming>,
     pub(super) office: Told,
+    pub(super) keeper: Keeper,
     /// How the writer does.
     pub(super) standing: watch::Sender<Standing>,
     pub(super) tasks: TaskTracker,
@@ -109,6 +111,7 @@ impl Steward {
             version: prepared.version,
             arming: Arc::clone(&common.arming),
             office: common.office.clone(),
+            keeper: Keeper::default(),
             standing: watch::Sender::new(Standing::Beginning),
             tasks,
             cancel,
@@ -149,6 +152,7 @@ impl Steward {
         self.spawn(|this| async move { this.mind_sleep().await });
         self.spawn(|this| async move { this.settle_in().await });
         self.spawn(|this| async move { this.mind_slots().await });
+        self.spawn(|this| async move { this.mind_sequences().await });
     }
 
     fn spawn<F>(self: &Arc<Self>, work: impl FnOnce(Arc<Self>) -> F)
@@ -298,6 +302,7 @@ impl Steward {
     /// A database is about to be dropped: its stream and slot would hold it.
     pub async fn database_dropping(&self, database: &str) -> Result<(), ControlError> {
         self.replicator.remove_database(database);
+        self.keeper.leave(database);
         self.catalogs.forget(database);
         for at in 0..self.config.nodes.len() {
             let client = self

@@ -100,6 +100,9 @@ impl BringUp<'_> {
             cluster: state.cluster,
         };
         self.record(reached, &state, record.writer).await?;
+        if elected {
+            self.level_sequences(reached, record.writer).await?;
+        }
         let offices = self.take(reached, record.writer, record.term).await?;
         if elected {
             tracing::warn!(writer = %state.writer, term = %record.term, "another node is the writer from now on");

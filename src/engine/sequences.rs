@@ -8,6 +8,8 @@
 //! What jumps (`setval`, RESTART, a sequence that is new or altered) is not bounded by that: behind it, and up to a
 //! place that holds no unit, only a reading that was made later counts. It reads no sequence itself.
 
+use std::collections::VecDeque;
+
 use crate::ids::Lsn;
 
 /// The least that a record of a sequence takes in the log, in bytes.
@@ -48,8 +50,10 @@ pub struct Sequences {
     read: Lsn,
     /// What that reading allows up to.
     covered: Lsn,
-    /// The last place at which a sequence may have jumped.
-    jump: Option<Lsn>,
+    /// Places behind the reading at which a sequence may have jumped, in order.
+    jumps: VecDeque<Lsn>,
+    /// There were none at all when they were read, and none has been made since.
+    none: bool,
 }
 
 impl Sequences {
@@ -57,29 +61,54 @@ impl Sequences {
     /// all that count for the majority. No sequences at all cover everything up to the next jump.
     pub fn raised(&mut self, end: Lsn, blocks: impl IntoIterator<Item = Block>) {
         let least = blocks.into_iter().map(Block::bytes).min();
+        let made = self.jumps.back().is_some_and(|jump| *jump > end);
+        self.none = least.is_none() && !made;
         self.read = self.read.max(end);
         let covered = Lsn(end.0.saturating_add(least.unwrap_or(u64::MAX)));
         // The newest reading counts: followers are raised, never lowered, but CACHE may have grown.
         self.covered = covered;
-        self.jump = self.jump.filter(|jump| *jump > end);
+        self.jumps.retain(|jump| *jump > end);
     }
 
     /// A follower begins to count that was not raised: nothing is covered until all are.
     pub fn joined(&mut self) {
         self.read = Lsn::default();
         self.covered = Lsn::default();
+        self.none = false;
     }
 
     /// At `place` something was decoded behind which a sequence may be anywhere.
     pub fn jumped(&mut self, place: Lsn) {
-        if place > self.read {
-            self.jump = Some(self.jump.map_or(place, |known| known.min(place)));
+        self.none = false;
+        let newest = self.jumps.back().copied().unwrap_or(self.read);
+        if place > newest {
+            self.jumps.push_back(place);
+        } else if place > self.read && !self.jumps.contains(&place) {
+            // Several streams, each in its own order.
+            let at = self.jumps.partition_point(|jump| *jump < place);
+            self.jumps.insert(at, place);
         }
+    }
+
+    /// The log goes up to `place` and holds no unit there: a sequence may have jumped, if there is one.
+    pub fn blank(&mut self, place: Lsn) {
+        if !self.none {
+            self.jumped(place);
+        }
+    }
+
+    /// The greatest place up to `wanted` that may be confirmed, where `unit` is the end of the last unit up to there.
+    pub fn confirmable(&self, wanted: Lsn, unit: Lsn) -> Lsn {
+        if self.none || self.may_confirm(wanted, wanted <= unit) {
+            return wanted;
+        }
+        let by_block = unit.min(wanted).min(self.limit());
+        by_block.max(wanted.min(self.read))
     }
 
     /// Up to where units may be confirmed.
     pub fn limit(&self) -> Lsn {
-        match self.jump {
+        match self.jumps.front() {
             // Before the jump the block counts, behind it only another reading.
             Some(jump) => self
                 .covered
@@ -93,6 +122,11 @@ impl Sequences {
     /// was logged there may be a jump.
     pub fn may_confirm(&self, place: Lsn, holds_unit: bool) -> bool {
         place <= self.read || holds_unit && place <= self.limit()
+    }
+
+    /// Whether half of what the last reading allowed is used up.
+    pub fn is_half_used(&self, place: Lsn) -> bool {
+        !self.none && place.0 > self.read.0.midpoint(self.covered.0)
     }
 
     /// Whether it is time to read again: half of what the last reading allowed is used up, or it stands in the way.

@@ -59,8 +59,45 @@ fn behind_a_jump_only_a_later_reading_counts() {
     assert!(!sequences.may_confirm(Lsn(1500), true));
     sequences.raised(Lsn(1400), []);
     assert!(!sequences.may_confirm(Lsn(1500), true));
+    sequences.jumped(Lsn(1700));
+    sequences.jumped(Lsn(1600));
     sequences.raised(Lsn(1500), []);
+    assert!(sequences.may_confirm(Lsn(1599), true));
+    assert!(
+        !sequences.may_confirm(Lsn(1600), true),
+        "the first jump hid no other"
+    );
+    sequences.raised(Lsn(1700), []);
     assert!(sequences.may_confirm(Lsn(9999), true));
+}
+
+#[test]
+fn what_may_be_confirmed_ends_at_what_was_read_or_at_a_unit_that_is_covered() {
+    let mut sequences = Sequences::default();
+    assert_eq!(sequences.confirmable(Lsn(900), Lsn(800)), Lsn(0));
+    let block = Block {
+        ahead: 330,
+        cache: 1,
+    };
+    sequences.raised(Lsn(1000), [block]);
+    assert_eq!(sequences.confirmable(Lsn(900), Lsn(800)), Lsn(900));
+    assert_eq!(sequences.confirmable(Lsn(1500), Lsn(1500)), Lsn(1500));
+    assert_eq!(
+        sequences.confirmable(Lsn(1500), Lsn(1400)),
+        Lsn(1400),
+        "no unit ends there"
+    );
+    sequences.blank(Lsn(1300));
+    assert_eq!(sequences.confirmable(Lsn(1500), Lsn(1500)), Lsn(1299));
+    sequences.raised(Lsn(1300), []);
+    sequences.blank(Lsn(1400));
+    assert_eq!(
+        sequences.confirmable(Lsn(9000), Lsn(8000)),
+        Lsn(9000),
+        "there are none"
+    );
+    sequences.jumped(Lsn(8500));
+    assert_eq!(sequences.confirmable(Lsn(9000), Lsn(8000)), Lsn(8000));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The operators' door: answers `/`, `/status`, `/healthz` and `/metrics` from snapshots.
 //!
 //! It is open before the cluster is up, so that a long first contact can be told from a dead program.
-//! It changes nothing and asks no password: it belongs on an inside address. Guards no promise of the
+//! It asks no password for what changes nothing, and a key for orders (`orders.rs`): it belongs on an inside address. Guards no promise of the
 //! cluster; when it fails, clients do not notice.
 
 use std::sync::{Arc, OnceLock};
@@ -12,14 +12,14 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, Uri, header};
 use axum::response::{Html, IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::limit::Limited;
 use super::status::{Around, Report};
-use super::{health, metrics, page};
+use super::{health, metrics, orders, page};
 use crate::cluster::reigns::Cluster;
 use crate::node::pool::Pools;
 
@@ -38,14 +38,21 @@ pub struct Operators {
     started: Instant,
     handle: Option<PrometheusHandle>,
     running: OnceLock<Running>,
+    /// What orders must bring along.
+    key: Option<String>,
     /// Cancelled when the proxy begins to stop.
     stopping: CancellationToken,
 }
 
 impl Operators {
     /// Before the cluster is up.
-    pub fn new(handle: Option<PrometheusHandle>, stopping: CancellationToken) -> Arc<Self> {
+    pub fn new(
+        handle: Option<PrometheusHandle>,
+        key: Option<String>,
+        stopping: CancellationToken,
+    ) -> Arc<Self> {
         Arc::new(Self {
+            key,
             started: Instant::now(),
             handle,
             running: OnceLock::new(),
@@ -57,6 +64,18 @@ impl Operators {
     pub fn set_running(&self, running: Running) {
         // A second one would be a fault of the caller's; the first stays.
         let _ = self.running.set(running);
+    }
+
+    /// What orders must bring along.
+    pub fn key(&self) -> Option<&str> {
+        self.key.as_deref()
+    }
+
+    /// The cluster, once it is up.
+    pub fn cluster(&self) -> Option<Arc<Cluster>> {
+        self.running
+            .get()
+            .map(|running| Arc::clone(&running.cluster))
     }
 
     fn health(&self) -> Result<(), String> {
@@ -104,6 +123,7 @@ pub async fn serve(listener: TcpListener, operators: Arc<Operators>, stop: Cance
         .route("/status", get(status))
         .route("/healthz", get(healthz))
         .route("/metrics", get(scrape))
+        .route("/promote/{node}", post(orders::promote))
         .fallback(nothing_here)
         .with_state(Arc::clone(&operators));
     let upkeep = async {
@@ -114,7 +134,8 @@ pub async fn serve(listener: TcpListener, operators: Arc<Operators>, stop: Cance
             }
         }
     };
-    let serving = axum::serve(Limited::new(listener), router);
+    let service = router.into_make_service_with_connect_info::<orders::Peer>();
+    let serving = axum::serve(Limited::new(listener), service);
     tokio::select! {
         ended = serving => {
             if let Err(error) = ended {

@@ -14,6 +14,7 @@ pub mod pool;
 pub mod pooled;
 pub mod queue;
 pub mod schema;
+pub mod sequences;
 pub mod settings;
 pub mod spill;
 pub mod stream;
