@@ -20,6 +20,8 @@ use crate::node::office;
 
 /// For what a node is asked first.
 const REACH: Duration = Duration::from_secs(10);
+/// The same of a node that did not answer a moment ago.
+const ABSENT: Duration = Duration::from_millis(100);
 
 /// Why the cluster can't be brought up. Each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -146,6 +148,8 @@ pub struct BringUp<'a> {
 pub struct How {
     /// For what a node is asked first.
     pub patience: Duration,
+    /// Nodes that did not answer a moment ago: nobody waits long for them.
+    pub absent: BTreeSet<NodeId>,
     /// Who is to be the writer, of those who can.
     pub wanted: Option<NodeId>,
     /// This process's secrets, where there are some.
@@ -261,7 +265,12 @@ impl<'a> BringUp<'a> {
     async fn reach(&self) -> Result<(Vec<Reached>, Option<(NodeId, ControlError)>), BringUpError> {
         let asked = (0..self.config.nodes.len()).map(|at| async move {
             let node = NodeId(at);
-            let answer = tokio::time::timeout(self.how.patience, self.reach_one(node)).await;
+            let patience = if self.how.absent.contains(&node) {
+                ABSENT.min(self.how.patience)
+            } else {
+                self.how.patience
+            };
+            let answer = tokio::time::timeout(patience, self.reach_one(node)).await;
             (node, answer.unwrap_or(Err(ControlError::Timeout)))
         });
         let mut reached = Vec::new();

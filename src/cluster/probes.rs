@@ -17,6 +17,9 @@ use crate::config::Config;
 use crate::ids::{Lsn, NodeId};
 use crate::node::control::ControlError;
 
+/// For how long commits only wait, before writes are refused.
+const GRACE: Duration = Duration::from_millis(500);
+
 /// How the writer of a term does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
@@ -169,7 +172,20 @@ impl Steward {
             }
             begins
         });
-        self.tell_office();
+        self.carry();
+    }
+
+    /// Whether commits can complete. An applier that connects anew is back before anybody should be refused.
+    fn has_quorum(&self, view: &View) -> bool {
+        let mut since = self
+            .without_quorum
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if view.quorum {
+            *since = None;
+            return true;
+        }
+        since.get_or_insert_with(Instant::now).elapsed() < GRACE
     }
 
     /// Tells sessions what may be asked of the writer. A planned change of writer says so itself, and its word stands.
@@ -179,7 +195,7 @@ impl Steward {
         }
         let view = self.view();
         let state = match *self.standing.borrow() {
-            Standing::Serving if view.quorum => State::Open,
+            Standing::Serving if self.has_quorum(&view) => State::Open,
             Standing::Serving => State::ReadOnly {
                 in_sync: view.in_sync,
                 nodes: view.nodes.len(),

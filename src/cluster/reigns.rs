@@ -23,7 +23,7 @@ use super::office::{State, Told};
 use super::probes::Standing;
 use super::reads::Reads;
 use super::steward::{Common, Steward};
-use super::view::Status;
+use super::view::{NodeView, Status};
 use crate::config::Config;
 use crate::ids::NodeId;
 use crate::node::control::Control;
@@ -161,6 +161,7 @@ impl Cluster {
         let began = Instant::now();
         if wanted.is_none() {
             metrics::counter!("synapsedb_failovers_total").increment(1);
+            self.until_majority(steward).await;
             self.level(steward).await;
         }
         steward.abdicate().await;
@@ -174,6 +175,27 @@ impl Cluster {
             took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
             "a steward's time has begun"
         );
+    }
+
+    /// Whoever is away may lack what was decoded for it: it is kept until there are enough to go on with.
+    async fn until_majority(&self, steward: &Arc<Steward>) {
+        let mut said = false;
+        loop {
+            let view = steward.view();
+            let there = |node: &&NodeView| !matches!(node.status, Status::Down | Status::Fenced);
+            let present = view.nodes.iter().filter(there).count();
+            if present > view.nodes.len() / 2 {
+                return;
+            }
+            if !std::mem::replace(&mut said, true) {
+                tracing::error!(
+                    present,
+                    nodes = view.nodes.len(),
+                    "the writer is lost and no majority is left: nobody can write until nodes return"
+                );
+            }
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     /// Lets those who are there apply what was decoded, as long as they get on with it.
@@ -199,6 +221,7 @@ impl Cluster {
         loop {
             let how = How {
                 patience: PATIENCE,
+                absent: self.absent(),
                 wanted,
                 arming: Some(Arming::clone(&self.common.arming)),
                 armed: self.armed().clone(),
@@ -223,6 +246,13 @@ impl Cluster {
             wanted = None;
             tokio::time::sleep(AGAIN).await;
         }
+    }
+
+    /// Those of whom nothing is to be expected.
+    fn absent(&self) -> BTreeSet<NodeId> {
+        let view = self.steward().view();
+        let down = view.nodes.iter().filter(|node| node.status == Status::Down);
+        down.map(|node| node.id).collect()
     }
 
     fn armed(&self) -> std::sync::MutexGuard<'_, BTreeSet<NodeId>> {

@@ -57,6 +57,8 @@ pub struct Steward {
     pub(super) arming: Arc<Arming>,
     pub(super) office: Told,
     pub(super) keeper: Keeper,
+    /// Since when commits can't complete.
+    pub(super) without_quorum: Mutex<Option<Instant>>,
     /// How the writer does.
     pub(super) standing: watch::Sender<Standing>,
     pub(super) tasks: TaskTracker,
@@ -112,6 +114,7 @@ impl Steward {
             arming: Arc::clone(&common.arming),
             office: common.office.clone(),
             keeper: Keeper::default(),
+            without_quorum: Mutex::default(),
             standing: watch::Sender::new(Standing::Beginning),
             tasks,
             cancel,

@@ -111,13 +111,14 @@ pub const FAMILIES: &[Family] = &[
     family("synapsedb_apply_batch_units", Histogram(UNITS), Unit::Count, "Units merged into one transaction on a follower."),
     family("synapsedb_units_applied_ahead_total", Counter, Unit::Count, "Large transactions that a follower applied while the writer still ran them."),
     family("synapsedb_stream_breaks_total", Counter, Unit::Count, "Times a stream from the writer broke and was opened again."),
+    family("synapsedb_failovers_total", Counter, Unit::Count, "Times the writer was lost, if only for a moment, and met anew or followed by another."),
     family("synapsedb_fenced_total", Counter, Unit::Count, "Nodes taken out because they could differ."),
     family("synapsedb_held", Gauge, Unit::Count, "1 where commits wait because no follower can apply a unit."),
     family("synapsedb_held_units_total", Counter, Unit::Count, "Units that no follower could apply."),
 ];
 
 /// Counters with labels are there once something has happened; these are there, at 0, from the start.
-const FROM_ZERO: [&str; 13] = [
+const FROM_ZERO: [&str; 14] = [
     "synapsedb_logins_total",
     "synapsedb_cancels_total",
     "synapsedb_statements_total",
@@ -129,6 +130,7 @@ const FROM_ZERO: [&str; 13] = [
     "synapsedb_pool_timeouts_total",
     "synapsedb_units_total",
     "synapsedb_stream_breaks_total",
+    "synapsedb_failovers_total",
     "synapsedb_fenced_total",
     "synapsedb_held_units_total",
 ];
