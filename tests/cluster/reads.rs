@@ -49,6 +49,13 @@ async fn until(patience: Duration, what: &str, question: impl AsyncFn() -> bool)
 
 /// A function that tells which node runs it, harmless as far as anybody knows, and all nodes at work.
 async fn ready(cluster: &TestCluster) -> Client {
+    let client = followers_ready(cluster).await;
+    reaches(&client, "select port_here()", &everyone(cluster)).await;
+    client
+}
+
+/// The same for the followers alone, by the port for reads.
+async fn followers_ready(cluster: &TestCluster) -> Client {
     let client = cluster.client().await;
     client
         .batch_execute(
@@ -64,7 +71,6 @@ async fn ready(cluster: &TestCluster) -> Client {
     })
     .await;
     reaches(&reader, "select port_here()", &followers(cluster)).await;
-    reaches(&client, "select port_here()", &everyone(cluster)).await;
     client
 }
 
@@ -149,6 +155,49 @@ async fn reads_reach_every_node_and_the_read_only_port_leaves_the_writer_alone()
     let refused = reader.batch_execute("create table refused (a int)").await;
     assert_eq!(code(&refused.expect_err("read-only")), "25006");
     assert!(metric(&cluster, "synapsedb_reads_total").await > 500.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_at_the_writer_go_to_no_follower_but_by_the_read_only_port() {
+    let builder = TestCluster::builder().config("[reads]\nnodes = \"writer\"");
+    let cluster = builder.start().await;
+    let client = followers_ready(&cluster).await;
+    client
+        .batch_execute("create table t (a int); insert into t values (1)")
+        .await
+        .expect("made");
+    let reader = cluster.reader().await;
+    // From here on every follower could answer.
+    until_followers_answer(&cluster, &reader, "t").await;
+    let counted = "synapsedb_reads_total{node=\"node";
+    let reads = metric(&cluster, counted).await;
+    let writer = BTreeSet::from([cluster.node_port(0)]);
+    let here = "select port_here() from t limit 1";
+    for level in ["strict", "session", "eventual"] {
+        let set = format!("set synapsedb.read_consistency = {level}");
+        client.batch_execute(&set).await.expect("set");
+        assert_eq!(ports(&client, here, 50).await, writer, "{level}");
+        let statement = client.prepare(here).await.expect("prepared");
+        for _ in 0..50 {
+            let row = client.query_one(&statement, &[]).await.expect("a row");
+            let port = u16::try_from(row.get::<_, i32>(0)).expect("a port");
+            assert!(writer.contains(&port), "{level}: {port}");
+        }
+        for begin in [
+            "begin read only",
+            "begin isolation level repeatable read, read only",
+        ] {
+            for _ in 0..10 {
+                client.batch_execute(begin).await.expect("begun");
+                assert_eq!(ports(&client, here, 3).await, writer, "{level}, {begin}");
+                client.batch_execute("commit").await.expect("ended");
+            }
+        }
+    }
+    // Nobody was so much as asked.
+    assert!((metric(&cluster, counted).await - reads).abs() < 0.5);
+    reaches(&reader, here, &followers(&cluster)).await;
+    cluster.assert_nodes_equal().await;
 }
 
 /// The hot rows, and how far each is known to be.
