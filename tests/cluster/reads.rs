@@ -11,7 +11,7 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 use crate::raw::Raw;
 use crate::support::cluster::{TestCluster, connect};
 use crate::support::http;
-use crate::tools::PATIENCE;
+use crate::tools::{PATIENCE, is_all, until, within};
 
 /// Rows that everybody fights for.
 const ROWS: usize = 4;
@@ -38,15 +38,6 @@ fn code(error: &tokio_postgres::Error) -> &str {
     error.code().map_or("", |code| code.code())
 }
 
-/// Waits until it is so; it must be within this time.
-async fn until(patience: Duration, what: &str, question: impl AsyncFn() -> bool) {
-    let end = Instant::now() + patience;
-    while !question().await {
-        assert!(Instant::now() < end, "in vain: {what}");
-        tokio::time::sleep(Duration::from_millis(30)).await;
-    }
-}
-
 /// A function that tells which node runs it, harmless as far as anybody knows, and all nodes at work.
 async fn ready(cluster: &TestCluster) -> Client {
     let client = followers_ready(cluster).await;
@@ -64,7 +55,7 @@ async fn followers_ready(cluster: &TestCluster) -> Client {
         .await
         .expect("made");
     let reader = cluster.reader().await;
-    until(PATIENCE, "every node answers reads", async || {
+    until("every node answers reads", async || {
         !ports(&reader, "select port_here()", 20)
             .await
             .contains(&cluster.node_port(0))
@@ -86,7 +77,7 @@ async fn ports(client: &Client, sql: &str, times: usize) -> BTreeSet<u16> {
 /// Waits until the read-only port leaves the writer alone with reads of this table.
 async fn until_followers_answer(cluster: &TestCluster, reader: &Client, table: &str) {
     let sql = format!("select port_here() from {table} limit 1");
-    until(PATIENCE, "rows come from followers", async || {
+    until("rows come from followers", async || {
         !ports(reader, &sql, 20)
             .await
             .contains(&cluster.node_port(0))
@@ -311,9 +302,8 @@ async fn what_a_follower_says_is_neither_older_nor_newer_than_the_writers_word()
         )
         .await
         .expect("made");
-    let all = std::env::var_os("SYNAPSEDB_TEST_ALL").is_some();
     let began = Instant::now();
-    let wanted = if all { 1_000_000 } else { 20_000 };
+    let wanted = if is_all() { 1_000_000 } else { 20_000 };
     assert_eq!(pairs(&cluster, "strict", wanted).await, (0, 0));
     let took = began.elapsed();
     let read = metric(&cluster, "synapsedb_reads_total").await;
@@ -350,7 +340,7 @@ async fn a_read_that_writes_is_run_again_on_the_writer_and_goes_there_from_then_
         .await
         .expect("made");
     let reader = cluster.reader().await;
-    until(PATIENCE, "the function is taken for a read", async || {
+    until("the function is taken for a read", async || {
         // The read-only port has it refused, whoever is asked.
         let refused = reader.simple_query("select lies()").await;
         assert_eq!(code(&refused.expect_err("read-only")), "25006");
@@ -538,7 +528,7 @@ async fn the_death_of_a_follower_is_no_readers_problem() {
     tokio::task::block_in_place(|| cluster.server(1).kill9());
     let killed = Instant::now();
     let state = "select status from cluster_nodes where node_id = 2";
-    until(
+    within(
         Duration::from_secs(1),
         "the dead node is down",
         async || value(&client, state).await == "down",
@@ -548,14 +538,14 @@ async fn the_death_of_a_follower_is_no_readers_problem() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     // Nobody writes: the frozen one is missed by readers alone.
     tokio::task::block_in_place(|| cluster.server(1).start().expect("starts"));
-    until(PATIENCE, "it is back", async || {
+    until("it is back", async || {
         value(&client, state).await == "in_sync"
     })
     .await;
     tokio::task::block_in_place(|| cluster.server(2).pause());
     let frozen = Instant::now();
     let state = "select status from cluster_nodes where node_id = 3";
-    until(
+    within(
         Duration::from_millis(2500),
         "the frozen node is down",
         async || value(&client, state).await == "down",
@@ -564,7 +554,7 @@ async fn the_death_of_a_follower_is_no_readers_problem() {
     println!("down after {:?}", frozen.elapsed());
     tokio::time::sleep(Duration::from_secs(1)).await;
     tokio::task::block_in_place(|| cluster.server(2).resume());
-    until(PATIENCE, "it is back", async || {
+    until("it is back", async || {
         value(&client, state).await == "in_sync"
     })
     .await;
