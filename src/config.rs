@@ -144,6 +144,19 @@ pub struct Replication {
 pub struct Reads {
     /// What reads may miss where the session does not say.
     pub consistency: Consistency,
+    /// Who answers the reads that come by the port for everything.
+    pub nodes: ReadNodes,
+}
+
+/// The nodes that answer reads of the port for everything. The port for reads leaves the writer alone in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReadNodes {
+    /// Every node in sync.
+    #[default]
+    All,
+    /// The writer alone: where the others' machines have better things to do, or are the same machine.
+    Writer,
 }
 
 /// What a read may miss of what others wrote.

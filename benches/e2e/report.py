@@ -8,6 +8,8 @@ import re
 import statistics
 import subprocess
 
+# SynapseDB as it is by default, and in the other ways in which it is measured.
+OURS = {"synapsedb": "", "synapsedb_writer": ", reads at the writer"}
 AGAINST = ["bare", "pgbouncer", "physical", "remote_write", "pgpool"]
 
 
@@ -51,20 +53,20 @@ class Report:
         found = self.rates[case.key].get(key)
         return statistics.median(found) if found else None
 
-    def ratio(self, case, key):
+    def ratio(self, case, key, ours="synapsedb"):
         """The median of SynapseDB's rates by another system's in the same round: the machine's mood, which may change
         by half within minutes, is then in both. Where a round is missing, SynapseDB's median by the other's."""
-        ours, theirs = (self.rates[case.key].get(k) or [] for k in ("synapsedb", key))
+        ours, theirs = (self.rates[case.key].get(k) or [] for k in (ours, key))
         if len(ours) == len(theirs):
             ratios = [our / their for our, their in zip(ours, theirs) if their]
             return statistics.median(ratios) if ratios else None
         return statistics.median(ours) / statistics.median(theirs) if ours and theirs else None
 
     def goals(self):
-        """(case, against, goal, reached ratio or None) of every goal."""
+        """(case, ours, against, goal, reached ratio or None) of every goal."""
         for case in self.cases:
-            for key, goal in case.goals:
-                yield case, key, goal, self.ratio(case, key)
+            for ours, key, goal in case.goals:
+                yield case, ours, key, goal, self.ratio(case, key, ours)
 
     def table(self):
         """The whole report as Markdown."""
@@ -78,16 +80,18 @@ class Report:
         if "synapsedb" in labels and others:
             rows = [["SynapseDB by", *(labels[key] for key in others)]]
             for case in self.cases:
-                rows.append([case.label, *(self._cell(case, key) for key in others)])
+                for ours, way in OURS.items():
+                    if ours == "synapsedb" or self.rates[case.key].get(ours):
+                        rows.append([case.label + way, *(self._cell(case, key, ours) for key in others)])
             text += ["", "Ratios (medians of the rounds' ratios), with the goal where there is one:", "", *_markdown(rows)]
         notes = self.notes
         if notes:
             text += ["", *(f"- {note}" for note in notes)]
         return "\n".join(text)
 
-    def _cell(self, case, key):
-        ratio = self.ratio(case, key)
-        goal = dict(case.goals).get(key)
+    def _cell(self, case, key, ours):
+        ratio = self.ratio(case, key, ours)
+        goal = next((least for one, other, least in case.goals if (one, other) == (ours, key)), None)
         if ratio is None:
             return "-"
         if goal is None:
@@ -105,11 +109,22 @@ class Report:
                 "unit": case.unit,
                 "rates": self.rates[case.key],
                 "medians": {key: self.median(case, key) for key in keys},
-                "ratios": {key: self.ratio(case, key) for key in keys if key != "synapsedb"},
+                "ratios": {
+                    ours: {key: self.ratio(case, key, ours) for key in keys if key not in OURS}
+                    for ours in OURS
+                    if ours in keys
+                },
             }
         goals = [
-            {"case": case.key, "against": key, "goal": goal, "ratio": ratio, "reached": bool(ratio and ratio >= goal)}
-            for case, key, goal, ratio in self.goals()
+            {
+                "case": case.key,
+                "system": ours,
+                "against": key,
+                "goal": goal,
+                "ratio": ratio,
+                "reached": bool(ratio and ratio >= goal),
+            }
+            for case, ours, key, goal, ratio in self.goals()
         ]
         report = {"machine": machine, "settings": settings, "cases": cases, "goals": goals, "notes": self.notes}
         path.write_text(json.dumps(report, indent=2) + "\n")

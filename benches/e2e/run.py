@@ -157,7 +157,7 @@ def bench(given):
         say(f"\nEvery figure is in {given.json}.")
         if not equal:
             say("ERROR: SynapseDB's copies differ.")
-        broken = [case for key, case, _ in report.failures if key == "synapsedb"]
+        broken = [case for key, case, _ in report.failures if key in reports.OURS]
         if broken:
             say(f"ERROR: SynapseDB failed: {', '.join(sorted(set(broken)))}.")
         return 1 if broken or not equal else 0

@@ -169,15 +169,37 @@ class Synapsedb(System):
     label = "SynapseDB, 3 nodes"
     copies = True
 
+    def __init__(self, place):
+        super().__init__(place)
+        self.readers = None
+
     def start(self, template):
         self._servers(template, 3, {"wal_level": "logical"})
-        folder = self.place.folder / "synapsedb-front"
-        folder.mkdir(mode=0o700)
-        self.port, only_reads, self.http = (self.place.port() for _ in range(3))
+        self.folder = self.place.folder / "synapsedb-front"
+        self.folder.mkdir(mode=0o700)
+        self.port, self.only_reads, self.http = (self.place.port() for _ in range(3))
+        self.front("all")
+
+    def prepare(self):
+        self.front("all")
+        self.clear()
+
+    def clear(self):
+        """What every system does before a run, whichever configuration the proxy has."""
+        super().prepare()
+
+    def front(self, readers):
+        """Sees to it that the proxy runs and has reads answered by these nodes ("all" or "writer")."""
+        if self.readers == readers:
+            return
+        if self.process is not None:
+            processes.stop(self.process, signal.SIGINT, patience=5)
+            self.process = None
+        self.readers = None
         lines = [
             "[listen]",
             f'read_write = "127.0.0.1:{self.port}"',
-            f'read_only = "127.0.0.1:{only_reads}"',
+            f'read_only = "127.0.0.1:{self.only_reads}"',
             f'http = "127.0.0.1:{self.http}"',
             "[admin]",
             f'user = "{places.USER}"',
@@ -185,15 +207,24 @@ class Synapsedb(System):
             'password_env = "SYNAPSEDB_BENCH_PASSWORD"',
             "[pool]",
             "max_connections = 40",
+            "[reads]",
+            f'nodes = "{readers}"',
         ]
         for node in self.nodes:
             lines += ["[[node]]", f'name = "{node.name}"', 'host = "127.0.0.1"', f"port = {node.port}"]
-        config = folder / "proxy.toml"
+        config = self.folder / "proxy.toml"
         config.write_text("\n".join(lines) + "\n")
         program = places.synapsedb_program()
         secret = {"SYNAPSEDB_BENCH_PASSWORD": self.place.password}
         # At first contact all rows of all nodes are compared.
-        self._proxy([program, "serve", "--config", config], folder, None, patience=120, environment=secret)
+        self._proxy([program, "serve", "--config", config], self.folder, None, patience=120, environment=secret)
+        in_sync = "select count(*) from cluster_nodes where status = 'in_sync'"
+        processes.until(
+            "joining of SynapseDB's nodes",
+            lambda: servers.psql(self.place, self.port, in_sync) == str(len(self.nodes)),
+            CATCH_UP_PATIENCE_S,
+        )
+        self.readers = readers
 
     def settle(self):
         """Until both followers have applied up to where the writer's log is now."""
@@ -217,6 +248,30 @@ class Synapsedb(System):
                 return json.load(answer)
         except (OSError, ValueError):
             return None
+
+
+class SynapsedbAtWriter(System):
+    """The same servers and proxy with `reads.nodes = "writer"`: one server answers, as behind PgBouncer."""
+
+    key = "synapsedb_writer"
+    label = "SynapseDB, reads at the writer"
+
+    def __init__(self, place, same):
+        super().__init__(place)
+        self.same = same
+
+    def start(self, template):
+        self.port = self.same.port
+
+    def prepare(self):
+        self.same.front("writer")
+        self.same.clear()
+
+    def settle(self):
+        return self.same.settle()
+
+    def cannot(self, case):
+        return None if case.reads_only else "all but reads is as with reads from all nodes"
 
 
 class Physical(System):
@@ -356,14 +411,22 @@ class Pgpool(System):
 
 def chosen(place, only):
     """The systems in the order in which they run, those that others stand on included."""
-    bare, physical = Bare(place), Physical(place)
-    every = [bare, Bouncer(place, bare), Synapsedb(place), physical, PhysicalWrite(place, physical), Pgpool(place)]
+    bare, ours, physical = Bare(place), Synapsedb(place), Physical(place)
+    every = [
+        bare,
+        Bouncer(place, bare),
+        ours,
+        SynapsedbAtWriter(place, ours),
+        physical,
+        PhysicalWrite(place, physical),
+        Pgpool(place),
+    ]
     if not only:
         return every
     unknown = set(only) - {system.key for system in every}
     if unknown:
         keys = ", ".join(system.key for system in every)
         raise processes.Failed(f"--only: {', '.join(sorted(unknown))}? There are {keys}")
-    needs = {"pgbouncer": "bare", "remote_write": "physical"}
+    needs = {"pgbouncer": "bare", "synapsedb_writer": "synapsedb", "remote_write": "physical"}
     wanted = set(only) | {needs[key] for key in only if key in needs}
     return [system for system in every if system.key in wanted]

@@ -242,6 +242,7 @@ fn line_of(text: &str, at: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::ReadNodes;
 
     const NODES: &str = "[[node]]\nname = \"a\"\nhost = \"h1\"\nport = 1\n";
 
@@ -332,6 +333,24 @@ mod tests {
         assert!(faults[1].1.contains("`max_connections`"), "{faults:?}");
         assert!(faults[2].1.contains("`scram`"), "{faults:?}");
         assert!(faults[3].1.contains("health.probe_failures"), "{faults:?}");
+    }
+
+    #[test]
+    fn reads_come_from_all_nodes_or_from_the_writer() {
+        let nodes = |value: &str| {
+            let text = format!("{NODES}[reads]\nnodes = \"{value}\"\n");
+            read(&text).map(|config| config.reads.nodes)
+        };
+        assert_eq!(nodes("all"), Ok(ReadNodes::All));
+        assert_eq!(nodes("writer"), Ok(ReadNodes::Writer));
+        assert_eq!(read(NODES).map(|config| config.reads.nodes), nodes("all"));
+        let faults = nodes("followers").expect_err("no such value");
+        assert_eq!(faults.len(), 1, "{faults:?}");
+        let (line, text) = &faults[0];
+        assert_eq!(*line, 6);
+        for part in ["`followers`", "`all`", "`writer`"] {
+            assert!(text.contains(part), "{text}");
+        }
     }
 
     #[test]

@@ -176,7 +176,8 @@ impl Session {
 
     /// See [`State::reads_only`](crate::session::state::State::reads_only).
     pub(super) fn reads_only(&self, modes: Modes) -> Option<bool> {
-        self.ways.reads().and_then(|_| self.state.reads_only(modes))
+        let reads = self.ways.reads().filter(|_| !self.ways.are_closed());
+        reads.and_then(|_| self.state.reads_only(modes))
     }
 
     /// Takes a connection to a follower, if one is chosen. Dropped midway, the session is at its end.

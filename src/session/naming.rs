@@ -66,12 +66,13 @@ impl Session {
     }
 
     /// Has the node refuse a Parse under a name. Where that is taken, whatever else is wrong comes first, so the text is
-    /// parsed; what is not allowed is not sent.
+    /// parsed; what is not allowed is not sent. What was parsed is closed ahead of the refusal: behind it the node would
+    /// skip the Close, and a statement that is in no books would stay.
     pub(super) fn refuse_named(&mut self, tail: &[u8], error: &ClientError) {
         if !tail.is_empty() && matches!(error, ClientError::StatementExists { .. }) {
-            let _ = frontend::close(&mut self.to_server, Target::Statement, REFUSED_NAME);
             put_parse(REFUSED_NAME, tail, &mut self.to_server);
-            for expect in [Expect::Close, Expect::Parse] {
+            let _ = frontend::close(&mut self.to_server, Target::Statement, REFUSED_NAME);
+            for expect in [Expect::Parse, Expect::Close] {
                 self.pipeline.push(Entry::own(expect, Own::Statement));
             }
         }

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cluster::relaxed::RelaxedWrite;
 use crate::cluster::service::{Alone, Service};
+use crate::config::ReadNodes;
 use crate::error::ClientError;
 use crate::ids::fnv1a;
 use crate::node::backend::Parameters;
@@ -220,7 +221,10 @@ pub async fn run(client: Client, shared: Arc<Shared>) {
     let generation = shared.relay.service().catalog_generation();
     let briefs = (generation, shared.relay.briefs(&database));
     let id = shared.relay.sessions.fetch_add(1, Ordering::Relaxed) + 1;
-    let ways = Ways::new(shared.relay.service().reads(), &database, id);
+    let mut ways = Ways::new(shared.relay.service().reads(), &database, id);
+    if !read_only && shared.config.reads.nodes == ReadNodes::Writer {
+        ways.close();
+    }
     let relaxes = pool.defaults_name("synchronous_commit");
     let mut session = Session {
         relaxes,

@@ -26,7 +26,8 @@ pub struct Ways {
     last: Option<NodeId>,
     /// The batch in hand goes to the writer.
     barred: bool,
-    /// Every read of the session's goes to the writer: its transactions are above READ COMMITTED by themselves.
+    /// Every read of the session's goes to the writer: its transactions are above READ COMMITTED by themselves, or the
+    /// configuration says so.
     never: bool,
     /// Its read-only transactions begin at the writer: one had to be given up.
     pub(super) no_blocks: bool,
@@ -91,6 +92,11 @@ impl Ways {
     /// All goes to the writer from now on.
     pub fn close(&mut self) {
         self.never = true;
+    }
+
+    /// Whether all goes to the writer.
+    pub fn are_closed(&self) -> bool {
+        self.never
     }
 
     /// The writer's connection is there.

@@ -2,53 +2,39 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio_postgres::Client;
 
+use crate::ledger::{self, CLIENTS, Crowd, Signals, Told};
 use crate::random::{self, Counts, Worker};
 use crate::support::cluster::{TestCluster, connect};
-use crate::tools::{Hold, PATIENCE, ask, in_the_background, rows, run, still_waits, until};
+use crate::tools::{Hold, ask, in_the_background, rows, run, seed, still_waits, until};
 use synapsedb::cli::demo::server::{DATABASE, PASSWORD, USER};
 
-const CLIENTS: usize = 16;
 const KILLS: usize = 10;
 /// So many lines are acknowledged between two kills at least, however slow the machine is.
 const LINES_PER_KILL: usize = 12;
 
-/// What a client was told of one of its writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Told {
-    /// It is committed.
-    Acknowledged,
-    /// It is not.
-    Refused,
-    /// Nothing certain.
-    Nothing,
-}
-
 fn told(outcome: &Result<(), tokio_postgres::Error>) -> Told {
-    let Err(error) = outcome else {
-        return Told::Acknowledged;
-    };
-    let code = error.code().map_or("", |code| code.code());
-    let fatal = error.as_db_error().is_none() || code.starts_with("57P") || code == "08007";
-    if fatal { Told::Nothing } else { Told::Refused }
+    match outcome {
+        Ok(()) => Told::Acknowledged,
+        Err(error) => ledger::told(error, true),
+    }
 }
 
 /// One client: random transactions, and after each a numbered line in the ledger.
-async fn client(port: u16, seed: u64, number: usize, crowd: Arc<Crowd>) -> Ledger {
+async fn client(port: u16, seed: u64, number: usize, signals: Arc<Signals>) -> Ledger {
     let mut worker = Worker::new(seed, number, false);
     let mut ledger = Ledger::default();
-    while !crowd.stop.load(Ordering::Relaxed) {
+    while signals.go_on() {
         let Ok(connection) = connect(port, USER, PASSWORD, DATABASE).await else {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        while !crowd.stop.load(Ordering::Relaxed) {
+        while signals.go_on() {
             if let Err(unexpected) = worker.transaction(&connection).await {
                 if !unexpected.is_broken() {
                     ledger.faults.push(unexpected.to_string());
@@ -61,29 +47,11 @@ async fn client(port: u16, seed: u64, number: usize, crowd: Arc<Crowd>) -> Ledge
             if ledger.told[n] != Told::Acknowledged {
                 break;
             }
-            crowd.acknowledged.fetch_add(1, Ordering::Relaxed);
+            signals.acknowledge();
         }
     }
     ledger.counts = worker.counts;
     ledger
-}
-
-/// What the clients and the test tell each other.
-#[derive(Default)]
-struct Crowd {
-    stop: AtomicBool,
-    acknowledged: AtomicUsize,
-}
-
-impl Crowd {
-    /// Waits for so many more acknowledged lines.
-    async fn lines(&self, more: usize) {
-        let goal = self.acknowledged.load(Ordering::Relaxed) + more;
-        until("lines are acknowledged", || async {
-            self.acknowledged.load(Ordering::Relaxed) >= goal
-        })
-        .await;
-    }
 }
 
 #[derive(Default)]
@@ -117,10 +85,7 @@ async fn write(client: &Client, number: usize, n: usize) -> Result<(), tokio_pos
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_kills_of_the_proxy_lose_nothing_acknowledged_and_double_nothing() {
-    let seed = std::env::var("SEED")
-        .ok()
-        .and_then(|seed| seed.parse().ok());
-    let seed: u64 = seed.unwrap_or(1);
+    let seed = seed();
     println!("SEED={seed}");
     let mut cluster = TestCluster::builder()
         .setting("deadlock_timeout", "100ms")
@@ -134,11 +99,10 @@ async fn ten_kills_of_the_proxy_lose_nothing_acknowledged_and_double_nothing() {
         "create table ledger (client int not null, n int, at timestamptz default now())",
     )
     .await;
-    let crowd = Arc::new(Crowd::default());
     let port = cluster.port();
-    let clients: Vec<_> = (0..CLIENTS)
-        .map(|number| tokio::spawn(client(port, seed, number, Arc::clone(&crowd))))
-        .collect();
+    let crowd = Crowd::gather(CLIENTS, |number, signals| {
+        client(port, seed, number, signals)
+    });
     let mut rng = StdRng::seed_from_u64(seed);
     for _ in 0..KILLS {
         crowd.lines(LINES_PER_KILL).await;
@@ -148,12 +112,7 @@ async fn ten_kills_of_the_proxy_lose_nothing_acknowledged_and_double_nothing() {
         cluster.restart_proxy().await;
     }
     crowd.lines(LINES_PER_KILL).await;
-    crowd.stop.store(true, Ordering::Relaxed);
-    let mut ledgers = Vec::new();
-    for task in clients {
-        let ended = tokio::time::timeout(PATIENCE, task).await;
-        ledgers.push(ended.expect("every client ends").expect("no panic"));
-    }
+    let ledgers = crowd.disperse().await;
     cluster.assert_nodes_equal().await;
     let node = cluster.node(0).await;
     let mut found: BTreeMap<String, u64> = BTreeMap::new();
@@ -171,7 +130,7 @@ async fn ten_kills_of_the_proxy_lose_nothing_acknowledged_and_double_nothing() {
             let (at, right) = match told {
                 Told::Acknowledged => (0, times == 1),
                 Told::Refused => (1, times == 0),
-                Told::Nothing => (2, times <= 1),
+                Told::Unknown => (2, times <= 1),
             };
             sums[at] += 1;
             if !right {
@@ -216,7 +175,7 @@ async fn commits_that_waited_when_the_proxy_was_killed_are_completed_after_its_r
     cluster.kill_proxy();
     for task in waiting {
         let outcome = task.await.expect("no panic");
-        assert_eq!(told(&outcome), Told::Nothing, "{outcome:?}");
+        assert_eq!(told(&outcome), Told::Unknown, "{outcome:?}");
     }
     // Unseen while nobody can confirm them.
     assert_eq!(ask(&writer, in_wait).await, "5");

@@ -15,8 +15,11 @@ mod commands;
 mod comparison;
 mod confirming;
 mod demo;
+// `failover.rs` joins here once another node can become writer.
+mod faults;
 mod held_applier;
 mod hostile;
+mod ledger;
 mod metadata;
 mod names;
 mod operators;

@@ -11,7 +11,7 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 use crate::raw::Raw;
 use crate::support::cluster::{TestCluster, connect};
 use crate::support::http;
-use crate::tools::PATIENCE;
+use crate::tools::{PATIENCE, is_all, until, within};
 
 /// Rows that everybody fights for.
 const ROWS: usize = 4;
@@ -38,17 +38,15 @@ fn code(error: &tokio_postgres::Error) -> &str {
     error.code().map_or("", |code| code.code())
 }
 
-/// Waits until it is so; it must be within this time.
-async fn until(patience: Duration, what: &str, question: impl AsyncFn() -> bool) {
-    let end = Instant::now() + patience;
-    while !question().await {
-        assert!(Instant::now() < end, "in vain: {what}");
-        tokio::time::sleep(Duration::from_millis(30)).await;
-    }
-}
-
 /// A function that tells which node runs it, harmless as far as anybody knows, and all nodes at work.
 async fn ready(cluster: &TestCluster) -> Client {
+    let client = followers_ready(cluster).await;
+    reaches(&client, "select port_here()", &everyone(cluster)).await;
+    client
+}
+
+/// The same for the followers alone, by the port for reads.
+async fn followers_ready(cluster: &TestCluster) -> Client {
     let client = cluster.client().await;
     client
         .batch_execute(
@@ -57,14 +55,13 @@ async fn ready(cluster: &TestCluster) -> Client {
         .await
         .expect("made");
     let reader = cluster.reader().await;
-    until(PATIENCE, "every node answers reads", async || {
+    until("every node answers reads", async || {
         !ports(&reader, "select port_here()", 20)
             .await
             .contains(&cluster.node_port(0))
     })
     .await;
     reaches(&reader, "select port_here()", &followers(cluster)).await;
-    reaches(&client, "select port_here()", &everyone(cluster)).await;
     client
 }
 
@@ -80,7 +77,7 @@ async fn ports(client: &Client, sql: &str, times: usize) -> BTreeSet<u16> {
 /// Waits until the read-only port leaves the writer alone with reads of this table.
 async fn until_followers_answer(cluster: &TestCluster, reader: &Client, table: &str) {
     let sql = format!("select port_here() from {table} limit 1");
-    until(PATIENCE, "rows come from followers", async || {
+    until("rows come from followers", async || {
         !ports(reader, &sql, 20)
             .await
             .contains(&cluster.node_port(0))
@@ -149,6 +146,49 @@ async fn reads_reach_every_node_and_the_read_only_port_leaves_the_writer_alone()
     let refused = reader.batch_execute("create table refused (a int)").await;
     assert_eq!(code(&refused.expect_err("read-only")), "25006");
     assert!(metric(&cluster, "synapsedb_reads_total").await > 500.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_at_the_writer_go_to_no_follower_but_by_the_read_only_port() {
+    let builder = TestCluster::builder().config("[reads]\nnodes = \"writer\"");
+    let cluster = builder.start().await;
+    let client = followers_ready(&cluster).await;
+    client
+        .batch_execute("create table t (a int); insert into t values (1)")
+        .await
+        .expect("made");
+    let reader = cluster.reader().await;
+    // From here on every follower could answer.
+    until_followers_answer(&cluster, &reader, "t").await;
+    let counted = "synapsedb_reads_total{node=\"node";
+    let reads = metric(&cluster, counted).await;
+    let writer = BTreeSet::from([cluster.node_port(0)]);
+    let here = "select port_here() from t limit 1";
+    for level in ["strict", "session", "eventual"] {
+        let set = format!("set synapsedb.read_consistency = {level}");
+        client.batch_execute(&set).await.expect("set");
+        assert_eq!(ports(&client, here, 50).await, writer, "{level}");
+        let statement = client.prepare(here).await.expect("prepared");
+        for _ in 0..50 {
+            let row = client.query_one(&statement, &[]).await.expect("a row");
+            let port = u16::try_from(row.get::<_, i32>(0)).expect("a port");
+            assert!(writer.contains(&port), "{level}: {port}");
+        }
+        for begin in [
+            "begin read only",
+            "begin isolation level repeatable read, read only",
+        ] {
+            for _ in 0..10 {
+                client.batch_execute(begin).await.expect("begun");
+                assert_eq!(ports(&client, here, 3).await, writer, "{level}, {begin}");
+                client.batch_execute("commit").await.expect("ended");
+            }
+        }
+    }
+    // Nobody was so much as asked.
+    assert!((metric(&cluster, counted).await - reads).abs() < 0.5);
+    reaches(&reader, here, &followers(&cluster)).await;
+    cluster.assert_nodes_equal().await;
 }
 
 /// The hot rows, and how far each is known to be.
@@ -262,9 +302,8 @@ async fn what_a_follower_says_is_neither_older_nor_newer_than_the_writers_word()
         )
         .await
         .expect("made");
-    let all = std::env::var_os("SYNAPSEDB_TEST_ALL").is_some();
     let began = Instant::now();
-    let wanted = if all { 1_000_000 } else { 20_000 };
+    let wanted = if is_all() { 1_000_000 } else { 20_000 };
     assert_eq!(pairs(&cluster, "strict", wanted).await, (0, 0));
     let took = began.elapsed();
     let read = metric(&cluster, "synapsedb_reads_total").await;
@@ -301,7 +340,7 @@ async fn a_read_that_writes_is_run_again_on_the_writer_and_goes_there_from_then_
         .await
         .expect("made");
     let reader = cluster.reader().await;
-    until(PATIENCE, "the function is taken for a read", async || {
+    until("the function is taken for a read", async || {
         // The read-only port has it refused, whoever is asked.
         let refused = reader.simple_query("select lies()").await;
         assert_eq!(code(&refused.expect_err("read-only")), "25006");
@@ -489,7 +528,7 @@ async fn the_death_of_a_follower_is_no_readers_problem() {
     tokio::task::block_in_place(|| cluster.server(1).kill9());
     let killed = Instant::now();
     let state = "select status from cluster_nodes where node_id = 2";
-    until(
+    within(
         Duration::from_secs(1),
         "the dead node is down",
         async || value(&client, state).await == "down",
@@ -499,14 +538,14 @@ async fn the_death_of_a_follower_is_no_readers_problem() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     // Nobody writes: the frozen one is missed by readers alone.
     tokio::task::block_in_place(|| cluster.server(1).start().expect("starts"));
-    until(PATIENCE, "it is back", async || {
+    until("it is back", async || {
         value(&client, state).await == "in_sync"
     })
     .await;
     tokio::task::block_in_place(|| cluster.server(2).pause());
     let frozen = Instant::now();
     let state = "select status from cluster_nodes where node_id = 3";
-    until(
+    within(
         Duration::from_millis(2500),
         "the frozen node is down",
         async || value(&client, state).await == "down",
@@ -515,7 +554,7 @@ async fn the_death_of_a_follower_is_no_readers_problem() {
     println!("down after {:?}", frozen.elapsed());
     tokio::time::sleep(Duration::from_secs(1)).await;
     tokio::task::block_in_place(|| cluster.server(2).resume());
-    until(PATIENCE, "it is back", async || {
+    until("it is back", async || {
         value(&client, state).await == "in_sync"
     })
     .await;

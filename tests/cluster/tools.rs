@@ -3,14 +3,28 @@
 use std::future::Future;
 use std::time::{Duration, Instant};
 
+use synapsedb::cli::demo::server::{DATABASE, PASSWORD, USER};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-use crate::support::cluster::TestCluster;
+use crate::support::cluster::{TestCluster, connect};
 
 /// How long anything that must happen may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// How long something that must not happen is watched.
 pub const WATCHED: Duration = Duration::from_millis(700);
+
+/// Whether there is time for everything.
+pub fn is_all() -> bool {
+    std::env::var_os("SYNAPSEDB_TEST_ALL").is_some()
+}
+
+/// What chance begins with: `SEED`, else any where there is time for everything, else the same each time.
+pub fn seed() -> u64 {
+    let given = std::env::var("SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok());
+    given.unwrap_or_else(|| if is_all() { rand::random() } else { 1 })
+}
 
 /// Runs statements that must succeed.
 pub async fn run(client: &Client, sql: &str) {
@@ -43,21 +57,47 @@ pub async fn ask(client: &Client, sql: &str) -> String {
 }
 
 /// Waits until the question is answered with yes.
-pub async fn until<F: Future<Output = bool>>(what: &str, mut question: impl FnMut() -> F) {
-    let end = Instant::now() + PATIENCE;
+pub async fn until<F: Future<Output = bool>>(what: &str, question: impl FnMut() -> F) {
+    within(PATIENCE, what, question).await;
+}
+
+/// The same where the time is what is promised. How long it took.
+pub async fn within<F: Future<Output = bool>>(
+    patience: Duration,
+    what: &str,
+    mut question: impl FnMut() -> F,
+) -> Duration {
+    let began = Instant::now();
     while !question().await {
-        assert!(Instant::now() < end, "in vain: {what}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        let waited = began.elapsed();
+        assert!(waited < patience, "in vain for {waited:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(30)).await;
     }
+    began.elapsed()
+}
+
+/// One value by a connection of its own through the proxy; none where that fails.
+pub async fn try_ask(cluster: &TestCluster, sql: &str) -> Option<String> {
+    let client = connect(cluster.port(), USER, PASSWORD, DATABASE).await;
+    let messages = client.ok()?.simple_query(sql).await.ok()?;
+    messages.into_iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+        _ => None,
+    })
+}
+
+/// In which state the proxy shows the node, where it shows anything.
+pub async fn status(cluster: &TestCluster, node: usize) -> Option<String> {
+    let name = cluster.server_ref(node).name();
+    let sql = format!("select status from cluster_nodes where node_name = '{name}'");
+    try_ask(cluster, &sql).await
 }
 
 /// Waits until the proxy shows the node in this state.
-pub async fn until_status(cluster: &TestCluster, node: usize, status: &str) {
-    let client = cluster.client().await;
-    let name = cluster.server_ref(node).name().to_owned();
-    let sql = format!("select status from cluster_nodes where node_name = '{name}'");
-    until(&format!("{name} is {status}"), || async {
-        ask(&client, &sql).await == status
+pub async fn until_status(cluster: &TestCluster, node: usize, wanted: &str) {
+    let name = cluster.server_ref(node).name();
+    until(&format!("{name} is {wanted}"), || async {
+        status(cluster, node).await.as_deref() == Some(wanted)
     })
     .await;
 }

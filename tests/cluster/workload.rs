@@ -6,16 +6,13 @@ use std::time::{Duration, Instant};
 
 use crate::random::{self, Counts, Worker};
 use crate::support::cluster::TestCluster;
+use crate::tools::is_all;
 
 /// How many clients at once.
 const CLIENTS: usize = 16;
 /// How many transactions each of them runs; more where there is time.
 const TRANSACTIONS: usize = 25;
 const TRANSACTIONS_ALL: usize = 40;
-
-fn is_all() -> bool {
-    std::env::var_os("SYNAPSEDB_TEST_ALL").is_some()
-}
 
 fn seeds() -> Vec<u64> {
     let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
