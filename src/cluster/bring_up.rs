@@ -13,7 +13,7 @@ use tokio_postgres::Client;
 use super::alike;
 use super::follower::Arming;
 use crate::config::Config;
-use crate::ids::{Epoch, Lsn, NodeId, origin_name, slot_name};
+use crate::ids::{Epoch, Lsn, NodeId, UnitId, origin_name, slot_name};
 use crate::node::control::{self, Control, ControlError, ServerFacts, State};
 
 /// For what a node is asked first.
@@ -114,7 +114,7 @@ pub struct DatabasePlaces {
     /// The slot's.
     pub start: Lsn,
     /// Each follower's last durable unit.
-    pub followers: BTreeMap<NodeId, Lsn>,
+    pub followers: BTreeMap<NodeId, UnitId>,
 }
 
 /// Brings nodes up, one step after the other.
@@ -423,8 +423,9 @@ impl<'a> BringUp<'a> {
                 let origin = origin_name(state.term, &name);
                 let client = self.control.connect(node.node, &name).await;
                 let client = client.map_err(self.failed(node.node, "connecting"))?;
-                let place = control::applied_place(&client, &origin).await;
-                let place = place.map_err(self.failed(node.node, "reading its place"))?;
+                let places = control::applied_places(&client, &name).await;
+                let places = places.map_err(self.failed(node.node, "reading its place"))?;
+                let place = places.last().filter(|_| places.has(state.term));
                 if place.is_none() && !first {
                     let why = format!("it has no place in the writer's history of database {name}");
                     lost.insert(node.node, why);

@@ -22,7 +22,7 @@ use super::replicator::{FollowerSnapshot, RETRY, Replicator};
 use super::service::OwnNames;
 use super::view::{NodeView, Status, View};
 use crate::config::Config;
-use crate::ids::{Epoch, Lsn, NodeId, origin_name, slot_name};
+use crate::ids::{Epoch, Lsn, NodeId, UnitId, origin_name, slot_name};
 use crate::node::apply::start::ApplierSettings;
 use crate::node::backend::{Login, Secret};
 use crate::node::control::{self, Control, ControlError};
@@ -197,7 +197,7 @@ impl Steward {
             address: self.control.address(self.writer).clone(),
             login: login(self.control.user(), admin_secret),
             slot: slot_name(database),
-            term: self.term,
+            offices: vec![(self.term, Lsn(0))],
             version: self.version,
             spill_directory: replication.spill_directory.clone(),
             report_interval: replication.report_interval(),
@@ -252,7 +252,7 @@ impl Steward {
                 start = control::create_slot(&client, &slot_name(database)).await?;
             } else {
                 control::create_origin(&client, &origin).await?;
-                followers.insert(node, Lsn::default());
+                followers.insert(node, UnitId::NOTHING);
             }
         }
         self.replicate(database, &DatabasePlaces { start, followers });
