@@ -16,6 +16,7 @@ mod comparison;
 mod confirming;
 mod demo;
 mod held_applier;
+mod history;
 mod hostile;
 mod metadata;
 mod names;
