@@ -94,6 +94,14 @@ impl Log {
         self.top = Some(700);
     }
 
+    fn open(&mut self, streamed: bool) {
+        if streamed {
+            self.stream();
+        } else {
+            self.begin();
+        }
+    }
+
     fn row(&mut self, relation: u32, values: &[Option<&str>]) {
         self.send(b'I', |out| {
             out.put_u32(relation);
@@ -217,11 +225,7 @@ fn own(found: Result<Option<Assembled>, AssembleError>) -> (UnitId, String) {
 fn merged_units_are_cut_at_their_marks_in_memory_and_on_disk() {
     for streamed in [false, true] {
         let mut log = Log::new();
-        if streamed {
-            log.stream()
-        } else {
-            log.begin()
-        }
+        log.open(streamed);
         log.rows(&["a", "b"]);
         log.mark(name(1, 0x50), 9);
         log.mark(name(1, 0x60), 9);
@@ -265,11 +269,7 @@ fn nobody_forges_a_mark() {
         // In a transaction of one's own: no place is there.
         let mut log = Log::new();
         log.message(false, "synapsedb unit", "1/0/10 0000000000000009");
-        if streamed {
-            log.stream()
-        } else {
-            log.begin()
-        }
+        log.open(streamed);
         log.rows(&["a"]);
         log.mark(name(1, 0x10), 9);
         log.message(true, "other", "1/0/10 0000000000000009");
@@ -277,11 +277,7 @@ fn nobody_forges_a_mark() {
         let found = own(log.commit(0x2000));
         assert_eq!(found, (name(2, 0x2000), "a b".to_owned()));
         // From code that a row sets off in an applier's: the number is not known there.
-        if streamed {
-            log.stream()
-        } else {
-            log.begin()
-        }
+        log.open(streamed);
         log.rows(&["a"]);
         log.mark(name(1, 0x10), 8);
         log.mark(name(1, 0x90), 7);
@@ -331,11 +327,7 @@ fn what_can_not_be_cut_is_an_error_and_never_a_unit() {
 fn rows_of_a_view_come_only_with_the_lines_that_hold_them() {
     for streamed in [false, true] {
         let mut log = Log::new();
-        if streamed {
-            log.stream()
-        } else {
-            log.begin()
-        }
+        log.open(streamed);
         log.row(LOG, &[Some("ddl")]);
         log.row(LINES, &[Some("1"), Some("{(x),(y)}")]);
         log.rows(&["x", "y"]);

@@ -55,6 +55,7 @@ impl Spill {
     }
 
     /// One of the units that an applier made of it, by its place in the file.
+    #[must_use]
     pub fn piece(&self, range: Range<u64>) -> Self {
         Self {
             start: range.start,

@@ -214,7 +214,9 @@ impl Stream {
                 Outer::Data { message, .. } => match self.assembler.take(&message)? {
                     Some(Assembled::Unit(unit)) => sink.unit(unit),
                     Some(Assembled::Repeated(units)) => {
-                        units.into_iter().for_each(|unit| sink.unit(unit))
+                        for unit in units {
+                            sink.unit(unit);
+                        }
                     }
                     Some(Assembled::Nothing(end)) => sink.progress(end),
                     Some(Assembled::Running(running)) => sink.running(running),

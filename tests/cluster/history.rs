@@ -227,8 +227,8 @@ async fn start(cluster: &TestCluster, at: usize, term: Epoch) -> (Applier, UnitI
 }
 
 /// Commits that wait for one another's followers, so that they are merged there.
-async fn together(cluster: &TestCluster, held: &str, commits: &[&str]) {
-    let hold = Hold::table(cluster, 1, DATABASE, held).await;
+async fn together(cluster: &TestCluster, commits: &[&str]) {
+    let hold = Hold::table(cluster, 1, DATABASE, "t").await;
     let writer = cluster.node(0).await;
     let mut waiting = Vec::new();
     for (at, sql) in commits.iter().enumerate() {
@@ -283,7 +283,7 @@ async fn write(cluster: &TestCluster) {
             insert into forged values ({n}, 'x'); commit"))
         .collect();
     let merged: Vec<&str> = merged.iter().map(String::as_str).collect();
-    together(cluster, "t", &merged).await;
+    together(cluster, &merged).await;
     run(
         &client,
         "create type mood as enum ('a'); alter type mood add value 'b'",
@@ -317,7 +317,6 @@ async fn write(cluster: &TestCluster) {
     };
     together(
         cluster,
-        "t",
         &["insert into t values (103, 'first')", first, second, MUCH],
     )
     .await;
