@@ -95,7 +95,7 @@ fn assembling(criterion: &mut Criterion) {
     let messages = captured();
     let second = messages.iter().rposition(|message| message[0] == b'B');
     let (first, again) = messages.split_at(second.expect("two transactions"));
-    let mut assembler = Assembler::new(Epoch(1), std::env::temp_dir());
+    let mut assembler = Assembler::new(vec![(Epoch(1), Lsn(0))], std::env::temp_dir());
     for message in first {
         assembler.take(message).expect("as it was captured");
     }

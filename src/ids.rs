@@ -80,6 +80,12 @@ impl UnitId {
         term: Epoch(0),
         lsn: Lsn(0),
     };
+
+    /// What the name alone says of the place in the log of the writer of `term`, up to which whoever has this unit has
+    /// everything: the end of one of its own units, and nothing where the unit is an older writer's.
+    pub fn in_log_of(self, term: Epoch) -> Lsn {
+        if self.term == term { self.lsn } else { Lsn(0) }
+    }
 }
 
 impl fmt::Display for UnitId {
@@ -188,12 +194,12 @@ pub fn origin_name(term: Epoch, database: &str) -> String {
     format!("{SYNAPSEDB}_{term}_{}", tame(database))
 }
 
-/// The term in the name of an origin of this database; none for a name that is not one.
-pub fn term_of_origin(origin: &str, database: &str) -> Option<Epoch> {
-    let rest = origin.strip_prefix(SYNAPSEDB)?.strip_prefix('_')?;
-    let (term, name) = rest.split_once('_')?;
-    let term = term.parse().ok().map(Epoch)?;
-    (name == tame(database)).then_some(term)
+/// The term in the name of an origin that [`origin_name`] made; none in another one's.
+pub fn term_of_origin(name: &str) -> Option<Epoch> {
+    let rest = name.strip_prefix(SYNAPSEDB)?.strip_prefix('_')?;
+    let (term, _database) = rest.split_once('_')?;
+    let digits = !term.is_empty() && term.bytes().all(|byte| byte.is_ascii_digit());
+    digits.then(|| term.parse().ok().map(Epoch))?
 }
 
 /// Makes a name of `[a-z0-9_]`, at most 40 bytes, different for different databases:
@@ -256,6 +262,24 @@ mod tests {
         }
         for bad in ["", "1", "1/2", "+1/0/2", "/0/2", "1/0/2/3"] {
             assert_eq!(bad.parse::<UnitId>(), Err(BadUnitId(bad.to_owned())));
+        }
+    }
+
+    #[test]
+    fn the_term_is_read_from_an_origins_name() {
+        for (term, database) in [(1, "app"), (27, "My App"), (u64::MAX, "5_a")] {
+            let name = origin_name(Epoch(term), database);
+            assert_eq!(term_of_origin(&name), Some(Epoch(term)));
+        }
+        for other in [
+            "pg_16389",
+            "synapsedb",
+            "synapsedb_",
+            "synapsedb_a_1",
+            "synapsedb_+1_a",
+            "synapsedb_1",
+        ] {
+            assert_eq!(term_of_origin(other), None);
         }
     }
 

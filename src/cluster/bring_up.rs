@@ -16,7 +16,6 @@ use super::taking_office::Office;
 use crate::config::Config;
 use crate::ids::{Epoch, Lsn, NodeId, UnitId, origin_name, slot_name};
 use crate::node::control::{self, Control, ControlError, ServerFacts, State};
-use crate::node::office;
 
 /// For what a node is asked first.
 const REACH: Duration = Duration::from_secs(10);
@@ -476,7 +475,7 @@ impl<'a> BringUp<'a> {
     ) -> Result<UnitId, BringUpError> {
         let client = self.control.connect(node.node, database).await;
         let client = client.map_err(self.failed(node.node, "connecting"))?;
-        let places = office::places(&client, database).await;
+        let places = control::applied_places(&client, database).await;
         let places = places.map_err(self.failed(node.node, "reading its place"))?;
         let made = control::create_origin(&client, &origin_name(term, database)).await;
         made.map_err(self.failed(node.node, "making a replication origin"))?;
@@ -484,7 +483,7 @@ impl<'a> BringUp<'a> {
             let made = control::ensure_slot(&client, &slot_name(database)).await;
             made.map_err(self.failed(node.node, "making a logical slot"))?;
         }
-        Ok(office::last(&places))
+        Ok(places.last().unwrap_or_default())
     }
 
     async fn slot(

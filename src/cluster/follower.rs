@@ -11,10 +11,11 @@ use metrics::Histogram;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
+use super::meeting::Meeting;
 use super::replicator::{Failure, RETRY, Replicator};
 use crate::engine::care::Care;
 use crate::engine::confirm::StreamId;
-use crate::ids::{Lsn, NodeId};
+use crate::ids::{Epoch, NodeId, UnitId, origin_name};
 use crate::node::apply::ahead::Ahead;
 use crate::node::apply::applier::Applier;
 use crate::node::apply::aside::{self, Aside};
@@ -49,6 +50,13 @@ enum Ended {
     Fenced,
 }
 
+/// What became of meeting a node that was away.
+enum Met {
+    Ready,
+    NotYet,
+    Out,
+}
+
 /// A follower of one database, before its applier runs.
 pub struct Follower {
     /// Which node.
@@ -57,14 +65,16 @@ pub struct Follower {
     pub name: String,
     /// How the applier gets there.
     pub settings: ApplierSettings,
-    /// The place it had durable when the proxy started.
-    pub place: Lsn,
+    /// The last unit it had durable when the proxy started.
+    pub place: UnitId,
     /// To set the node up where it could not be reached before, and to end a killed proxy's applier.
     pub control: Control,
     /// This process's secrets.
     pub arming: Arc<Arming>,
     /// The node was there when the proxy started, so this database of it has them.
     pub armed: bool,
+    /// Whom it follows: to be asked where the node was away when he took office.
+    pub meeting: Meeting,
 }
 
 /// The secrets a node's schema is armed with, new at each start of the proxy.
@@ -146,17 +156,21 @@ impl FollowerTask {
         loop {
             if !armed {
                 // The password alone would not show it: databases share the role, yet each has its runner.
-                armed = self.try_arm().await;
-                if !armed {
-                    tokio::time::sleep(RETRY).await;
-                    continue;
+                match self.meet().await {
+                    Met::Ready => armed = true,
+                    Met::Out => return,
+                    Met::NotYet => {
+                        tokio::time::sleep(RETRY).await;
+                        continue;
+                    }
                 }
             }
             match Applier::start(&self.follower.settings).await {
                 Ok((applier, place)) => {
-                    self.queue.done(place);
+                    let known = place.in_log_of(self.follower.settings.term);
+                    let end = self.queue.done(place).unwrap_or(known).max(known);
                     self.replicator
-                        .applied(self.stream, self.follower.node, place);
+                        .applied(self.stream, self.follower.node, place, Some(end));
                     let connected = Connected::new(&self.replicator, self.follower.node);
                     tracing::info!(node = self.follower.node.0, %place, "follower's applier at work");
                     let ended = self.apply(applier, &mut care, &meters).await;
@@ -199,16 +213,26 @@ impl FollowerTask {
             };
             let batch = self.gather(batch, care.single()).await;
             let since = Instant::now();
-            let Some(last) = batch.last().map(|unit| unit.id.lsn) else {
+            let Some(last) = batch.last().map(|unit| unit.id) else {
                 continue;
             };
+            if last.term != applier.term() {
+                ahead = None;
+                match self.applier_of(last.term).await {
+                    Ok(next) => applier = next,
+                    Err(error) => {
+                        self.note_start(&error).await;
+                        return Ended::Broken;
+                    }
+                }
+            }
             applier.take_care(*care);
             let error = match self.apply_batch(&mut applier, &batch, &mut ahead).await {
                 Ok(()) => {
                     meters.applied(since, batch.len());
-                    self.queue.done(last);
+                    let end = self.queue.done(last);
                     self.replicator
-                        .applied(self.stream, self.follower.node, last);
+                        .applied(self.stream, self.follower.node, last, end);
                     care.applied();
                     continue;
                 }
@@ -235,6 +259,32 @@ impl FollowerTask {
                 .failed(self.stream, self.follower.node, failure);
             return if out { Ended::Fenced } else { Ended::Stuck };
         }
+    }
+
+    /// An applier for another writer's units. The one before has another origin, so both may be there for a moment.
+    async fn applier_of(&self, term: Epoch) -> Result<Applier, ApplyError> {
+        let mut settings = self.follower.settings.clone();
+        settings.term = term;
+        let mut started = Applier::start(&settings).await;
+        if let Err(error) = &started
+            && error.sqlstate() == Some("42704")
+            && let Ok(true) = self.make_origin(term).await
+        {
+            started = Applier::start(&settings).await;
+        }
+        started.map(|(applier, _)| applier)
+    }
+
+    /// An origin for another term, on a node that has a place in the history. False where it has none.
+    async fn make_origin(&self, term: Epoch) -> Result<bool, ControlError> {
+        let control = &self.follower.control;
+        let database = &self.follower.settings.login.database;
+        let client = control.connect(self.follower.node, database).await?;
+        let places = control::applied_places(&client, database).await?;
+        if places.last().is_some() {
+            control::create_origin(&client, &origin_name(term, database)).await?;
+        }
+        Ok(places.last().is_some())
     }
 
     /// A follower that no commit waits for takes what comes a little later along: fewer and larger transactions
@@ -356,17 +406,17 @@ impl FollowerTask {
     async fn note_start(&self, error: &ApplyError) {
         let node = self.follower.node;
         tracing::debug!(node = node.0, %error, "follower's applier can't start yet");
-        let error = match error {
-            ApplyError::Backend(error) => error,
-            ApplyError::NoPlace(_) => return self.replicator.fence(node, error.to_string()),
-            _ => return,
-        };
+        if let ApplyError::NoPlace(_) = error {
+            return self.replicator.fence(node, error.to_string());
+        }
         let mended = match error.sqlstate() {
-            Some("42704") => {
-                let why = "it does not know its place in the writer's history".to_owned();
-                self.replicator.fence(node, why);
-                return;
-            }
+            Some("42704") => match self.make_origin(self.follower.settings.term).await {
+                Ok(false) => {
+                    let why = "it does not know its place in the writer's history".to_owned();
+                    return self.replicator.fence(node, why);
+                }
+                made => made.map(|_| ()),
+            },
             Some("55006") => self.end_stale().await,
             Some("28P01" | "28000" | "42883" | "3F000") => self.arm().await,
             _ => return,
@@ -399,6 +449,26 @@ impl FollowerTask {
         let client = control.connect(self.follower.node, database).await?;
         control::install(&client).await?;
         self.follower.arming.arm(&client, control).await
+    }
+
+    /// A node that was away is armed, and may have to stay out.
+    async fn meet(&self) -> Met {
+        if !self.try_arm().await {
+            return Met::NotYet;
+        }
+        let (control, node) = (&self.follower.control, self.follower.node);
+        let database = &self.follower.settings.login.database;
+        match self.follower.meeting.meet(control, node, database).await {
+            Ok(None) => Met::Ready,
+            Ok(Some(why)) => {
+                self.replicator.fence(node, why);
+                Met::Out
+            }
+            Err(error) => {
+                tracing::debug!(node = node.0, %error, "the node can't be met yet");
+                Met::NotYet
+            }
+        }
     }
 }
 

@@ -141,8 +141,8 @@ impl Cluster {
         let (control, term, writer) = (&self.common.control, steward.term, steward.writer());
         for (_, database) in steward.replicator.streams() {
             let theirs = control.connect(next, &database).await?;
-            let places = office::places(&theirs, &database).await?;
-            let Some(place) = places.get(&term) else {
+            let places = control::applied_places(&theirs, &database).await?;
+            let Some(place) = places.0.get(&term).filter(|lsn| lsn.0 > 0) else {
                 continue;
             };
             let ours = control.connect(writer, &database).await?;

@@ -11,6 +11,7 @@ pub mod follower;
 pub mod guests;
 pub mod handover;
 pub mod loads;
+pub mod meeting;
 pub mod metadata;
 pub mod office;
 pub mod probes;

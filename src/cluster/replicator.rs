@@ -23,17 +23,17 @@ use super::sight::Sight;
 use crate::engine::confirm::{Confirmer, Report, Standing, StreamId};
 use crate::engine::fence::{Other, Verdict, judge};
 use crate::engine::sequences::{Block, Sequences};
-use crate::ids::{Lsn, NodeId};
+use crate::ids::{Lsn, NodeId, UnitId};
 use crate::node::apply::aside::Aside;
-use crate::node::queue::Queue;
+use crate::node::queue::{Full, Queue};
 use crate::node::stream::{StreamSettings, Voice};
 use crate::node::unit::Unit;
 
 /// A follower's failure that a new connection did not mend.
 #[derive(Clone, Debug)]
 pub struct Failure {
-    /// The end of the unit that could not be applied.
-    pub unit: Lsn,
+    /// The unit that could not be applied.
+    pub unit: UnitId,
     /// In the applier's words.
     pub text: String,
 }
@@ -55,7 +55,8 @@ pub(super) struct StreamEntry {
     sight: Arc<Sight>,
     pub(super) queues: BTreeMap<NodeId, Arc<Queue>>,
     asides: BTreeMap<NodeId, Arc<Aside>>,
-    places: BTreeMap<NodeId, Lsn>,
+    /// Each follower's last durable unit.
+    places: BTreeMap<NodeId, UnitId>,
     /// Whether it is to be read.
     pub(super) wanted: watch::Sender<bool>,
     /// As what it is read at the moment.
@@ -184,7 +185,12 @@ impl Replicator {
         let mut state = self.lock();
         let id = state.next_stream;
         state.next_stream += 1;
-        let places: BTreeMap<NodeId, Lsn> = followers.iter().map(|f| (f.node, f.place)).collect();
+        let places: BTreeMap<_, _> = followers.iter().map(|f| (f.node, f.place)).collect();
+        let term = settings.term();
+        let ends = places
+            .iter()
+            .map(|(node, place)| (*node, place.in_log_of(term)));
+        let ends = ends.collect();
         let mut queues = BTreeMap::new();
         let mut asides = BTreeMap::new();
         let sight = self.reads.open(&settings.login.database);
@@ -209,7 +215,7 @@ impl Replicator {
             };
             self.tasks.spawn_on(task.run(), &self.runtime);
         }
-        state.confirmer.add_stream(id, start, &places);
+        state.confirmer.add_stream(id, start, &ends);
         let entry = StreamEntry {
             database: settings.login.database.clone(),
             sight,
@@ -317,9 +323,13 @@ impl Replicator {
         self.unit_bytes.increment(unit.bytes as u64);
         let unit = Arc::new(unit);
         let mut state = self.lock();
-        state.confirmer.decoded_unit(id, unit.commit, unit.id.lsn);
-        if unit.has_ddl {
-            state.sequences.jumped(unit.id.lsn);
+        let state = &mut *state;
+        if unit.closes {
+            // Several units in one transaction are one to the node that waits for its commit to be confirmed.
+            state.confirmer.decoded_unit(id, unit.commit, unit.end);
+            if unit.has_ddl {
+                state.sequences.jumped(unit.end);
+            }
         }
         let Some(entry) = state.streams.get(&id) else {
             return;
@@ -329,13 +339,24 @@ impl Replicator {
             // Ahead of any report that lets the writer go on: nobody has seen the commit yet.
             self.catalogs.mark_stale(&entry.database, Some(unit.xid));
         }
-        let push =
-            |(node, queue): (&NodeId, &Arc<Queue>)| queue.push(&unit).is_err().then_some(*node);
-        let full: Vec<NodeId> = entry.queues.iter().filter_map(push).collect();
+        let mut full = Vec::new();
+        let mut durable = Vec::new();
+        for (node, queue) in &entry.queues {
+            match queue.push(&unit) {
+                Ok(None) => {}
+                Ok(Some(end)) => durable.push((*node, end)),
+                Err(Full) => full.push(*node),
+            }
+        }
+        for (node, end) in durable {
+            // It had it before, perhaps from another writer.
+            entry.sight.applied(node, end);
+            state.confirmer.applied(id, node, end);
+        }
         for node in full {
             // Without its queue a follower can't stay in sync; it is out even if the quorum goes with it.
             let why = "its queue is full: it is too slow or does not answer";
-            fence(&mut state, node, why.to_owned());
+            fence(state, node, why.to_owned());
             self.fencing.notify_one();
         }
     }
@@ -352,18 +373,23 @@ impl Replicator {
         self.announce(&mut state);
     }
 
-    /// A follower has everything up to this unit durable.
-    pub(super) fn applied(&self, id: StreamId, node: NodeId, lsn: Lsn) {
+    /// A follower has everything up to this unit durable, and so everything up to `end` in the writer's log, where
+    /// that is known to be further than before.
+    pub(super) fn applied(&self, id: StreamId, node: NodeId, unit: UnitId, end: Option<Lsn>) {
         let mut state = self.lock();
-        state.confirmer.applied(id, node, lsn);
+        if let Some(end) = end {
+            state.confirmer.applied(id, node, end);
+        }
         if let Some(entry) = state.streams.get_mut(&id) {
-            entry.places.insert(node, lsn);
-            entry.sight.applied(node, lsn);
+            entry.places.insert(node, unit);
+            if let Some(end) = end {
+                entry.sight.applied(node, end);
+            }
         }
         if let Some(follower) = state.followers.get_mut(&node) {
             follower.failures.remove(&id);
         }
-        if state.held.as_ref().is_some_and(|held| held.unit <= lsn) {
+        if state.held.as_ref().is_some_and(|held| held.unit <= unit) {
             state.held = None;
             tracing::info!("the unit that nobody could apply has been applied; the writer goes on");
         }
@@ -376,14 +402,14 @@ impl Replicator {
         let Some(entry) = state.streams.get(&id) else {
             return false;
         };
-        let rank = |node: &NodeId, place: &Lsn| (*place, Reverse(*node));
+        let rank = |node: &NodeId, place: &UnitId| (*place, Reverse(*node));
         let mine = entry.places.get(&node).map(|place| rank(&node, place));
         let at_work = |other: &NodeId| {
             let connected = state.followers.get(other).is_some_and(|f| f.connected > 0);
             connected && state.confirmer.standing(*other) == Some(Standing::InSync)
         };
         let before =
-            |(other, place): &(&NodeId, &Lsn)| Some(rank(other, place)) > mine && at_work(other);
+            |(other, place): &(&NodeId, &UnitId)| Some(rank(other, place)) > mine && at_work(other);
         let before = entry.places.iter().filter(before).count();
         // The writer is one of the majority.
         before + 1 >= state.confirmer.majority()

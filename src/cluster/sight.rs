@@ -89,9 +89,11 @@ impl Sight {
     /// A unit was decoded; nobody has been given it yet.
     pub fn decoded_unit(&self, unit: &Unit) {
         let mut units = self.lock();
-        units.decoded(unit.id.lsn, Xid(unit.xid), tables_of(unit));
+        units.decoded(unit.end, Xid(unit.xid), tables_of(unit));
         self.newest.store(units.newest().0, Ordering::Release);
-        self.decoded.fetch_max(unit.id.lsn.0, Ordering::AcqRel);
+        if unit.closes {
+            self.decoded.fetch_max(unit.end.0, Ordering::AcqRel);
+        }
         if units.hidden().is_multiple_of(HIDDEN_MAX) {
             self.asker.wanted.notify_one();
         }

@@ -18,6 +18,7 @@ use super::bring_up::{DatabasePlaces, Prepared};
 use super::catalogs::Catalogs;
 use super::follower::{Arming, Follower};
 use super::guests::Guests;
+use super::meeting::Meeting;
 use super::metadata;
 use super::office::Told;
 use super::probes::{Standing, first_view};
@@ -232,7 +233,11 @@ impl Steward {
             address: self.control.address(self.writer).clone(),
             login: login(self.control.user(), admin_secret),
             slot: slot_name(database),
-            term: self.term,
+            offices: self
+                .offices
+                .iter()
+                .map(|(term, lsn)| (*term, *lsn))
+                .collect(),
             version: self.version,
             spill_directory: replication.spill_directory.clone(),
             report_interval: replication.report_interval(),
@@ -253,7 +258,7 @@ impl Steward {
             followers.push(Follower {
                 node,
                 name: self.config.nodes[at].name.clone(),
-                place: self.place_in_term(places.followers.get(&node)),
+                place: places.followers.get(&node).copied().unwrap_or_default(),
                 settings: ApplierSettings {
                     address: self.control.address(node).clone(),
                     login,
@@ -266,17 +271,15 @@ impl Steward {
                 control: self.control.clone(),
                 arming: Arc::clone(&self.arming),
                 armed: places.followers.contains_key(&node),
+                meeting: Meeting {
+                    writer: self.writer,
+                    term: self.term,
+                },
             });
         }
         let bytes = usize::try_from(replication.queue_max_bytes()).unwrap_or(usize::MAX);
         self.replicator
             .add_database(settings, places.start, followers, bytes);
-    }
-
-    /// By the end of a unit of this term; everything else is before.
-    fn place_in_term(&self, place: Option<&UnitId>) -> Lsn {
-        let of_now = place.filter(|place| place.term == self.term);
-        of_now.map_or(Lsn::default(), |place| place.lsn)
     }
 
     /// A database was made on every node: it is replicated from here on, before anybody uses it.

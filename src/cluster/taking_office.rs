@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::bring_up::{BringUp, BringUpError, Reached};
+use super::meeting::moved;
 use crate::engine::council::words::Part;
 use crate::engine::recovery::{Facts, Plan, Record, decide_together, next_epoch};
 use crate::ids::{Epoch, Lsn, NodeId};
@@ -183,10 +184,10 @@ impl BringUp<'_> {
             for database in databases.map_err(self.failed(node.node, "listing databases"))? {
                 let client = self.control.connect(node.node, &database).await;
                 let client = client.map_err(self.failed(node.node, "connecting"))?;
-                let places = office::places(&client, &database).await;
+                let places = control::applied_places(&client, &database).await;
                 let places = places.map_err(self.failed(node.node, "reading its place"))?;
                 let facts = Facts {
-                    places,
+                    places: moved(places),
                     ..general.clone()
                 };
                 by_database

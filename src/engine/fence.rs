@@ -3,15 +3,15 @@
 //! A node that fails where another one succeeded differs from it and is fenced. A unit that no
 //! follower can apply fences nobody: the writer holds. Pure; guards promises 1 and 2.
 
-use crate::ids::Lsn;
+use crate::ids::UnitId;
 
 /// Where another follower stands with the unit in question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Other {
-    /// Has this much of the stream durable.
-    At(Lsn),
-    /// Could not apply the unit that ends here either.
-    FailedAt(Lsn),
+    /// Has everything up to this unit durable.
+    At(UnitId),
+    /// Could not apply this unit either.
+    FailedAt(UnitId),
     /// Counts for nothing any more, or can't be reached.
     Out,
 }
@@ -27,8 +27,8 @@ pub enum Verdict {
     Wait,
 }
 
-/// Judges a follower that failed at the unit which ends at `unit`, by the other followers.
-pub fn judge(unit: Lsn, others: &[Other]) -> Verdict {
+/// Judges a follower that failed at `unit`, by the other followers.
+pub fn judge(unit: UnitId, others: &[Other]) -> Verdict {
     let passed = |other: &Other| match other {
         Other::At(place) => *place >= unit,
         Other::FailedAt(place) => *place > unit,
@@ -47,20 +47,28 @@ pub fn judge(unit: Lsn, others: &[Other]) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::{Epoch, Lsn};
+
+    fn at(lsn: u64) -> UnitId {
+        UnitId {
+            term: Epoch(1),
+            lsn: Lsn(lsn),
+        }
+    }
 
     #[test]
     fn a_lone_failure_is_fenced_and_a_common_one_holds() {
-        let unit = Lsn(100);
-        assert_eq!(judge(unit, &[Other::At(Lsn(100))]), Verdict::Fence);
-        assert_eq!(judge(unit, &[Other::FailedAt(Lsn(120))]), Verdict::Fence);
+        let unit = at(100);
+        assert_eq!(judge(unit, &[Other::At(at(100))]), Verdict::Fence);
+        assert_eq!(judge(unit, &[Other::FailedAt(at(120))]), Verdict::Fence);
         assert_eq!(judge(unit, &[Other::FailedAt(unit)]), Verdict::Hold);
         assert_eq!(
             judge(unit, &[Other::FailedAt(unit), Other::Out]),
             Verdict::Hold
         );
-        assert_eq!(judge(unit, &[Other::At(Lsn(90))]), Verdict::Wait);
+        assert_eq!(judge(unit, &[Other::At(at(90))]), Verdict::Wait);
         assert_eq!(
-            judge(unit, &[Other::At(Lsn(90)), Other::At(Lsn(101))]),
+            judge(unit, &[Other::At(at(90)), Other::At(at(101))]),
             Verdict::Fence
         );
         assert_eq!(judge(unit, &[]), Verdict::Hold);

@@ -33,9 +33,14 @@ pub struct Units {
 }
 
 impl Units {
-    /// A unit was decoded. One that comes a second time changes nothing.
+    /// A unit was decoded. One that comes a second time changes nothing, but may be another one of a transaction that
+    /// holds several.
     pub fn decoded(&mut self, end: Lsn, xid: Xid, tables: Tables) {
-        if end <= self.newest {
+        if end < self.newest {
+            return;
+        }
+        if end == self.newest {
+            self.joined(end, &tables);
             return;
         }
         self.newest = end;
@@ -46,6 +51,20 @@ impl Units {
             self.forgotten = end;
         }
         self.hidden.push_back(Hidden { end, xid, tables });
+    }
+
+    /// The transaction that came last changed these tables too.
+    fn joined(&mut self, end: Lsn, tables: &Tables) {
+        let add = |known: &mut Tables| {
+            let before = std::mem::replace(known, Tables::All);
+            *known = before.and(tables.clone());
+        };
+        if let Some((_, known)) = self.recent.back_mut().filter(|(last, _)| *last == end) {
+            add(known);
+        }
+        if let Some(unit) = self.hidden.back_mut().filter(|unit| unit.end == end) {
+            add(&mut unit.tables);
+        }
     }
 
     /// The end of the newest unit.
@@ -106,6 +125,21 @@ mod tests {
             all.decoded(Lsn(*end), Xid(*xid), table(name));
         }
         all
+    }
+
+    #[test]
+    fn units_of_one_transaction_are_one_with_all_their_tables() {
+        let mut units = Units::default();
+        units.decoded(Lsn(10), Xid(1), table("a"));
+        units.decoded(Lsn(20), Xid(2), table("b"));
+        units.decoded(Lsn(20), Xid(2), table("c"));
+        for touched in ["b", "c"] {
+            assert!(!units.is_fresh(&table(touched), Lsn(10), Lsn(20)));
+            assert!(units.hides(&table(touched), Lsn(20)));
+            assert!(!units.hides(&table(touched), Lsn(19)));
+        }
+        units.shown(|xid| xid == Xid(2));
+        assert!(!units.hides(&table("c"), Lsn(20)));
     }
 
     #[test]

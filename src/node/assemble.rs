@@ -3,7 +3,8 @@
 //! Keeps the tables' descriptions, the transaction that is being read, and those that the writer
 //! streams while they still run, whose changes go to files (REPLICATION rule 3: interleaved, parts of
 //! them rolled back). It promises that a unit holds what its transaction changed, in order, without
-//! what was rolled back and without the proxy's own bookkeeping. It doesn't know who takes the units.
+//! what was rolled back and without the proxy's own bookkeeping, and that a unit which the node repeated as
+//! a follower has the name that its writer gave it (`cut.rs`). It doesn't know who takes the units.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::cut::{self, CutError, Filled, Here, Piece, Trace};
 use super::spill::{Running, SpillWriter};
 use super::unit::{Change, Changes, Unit};
 use crate::ids::{Epoch, Lsn, SYNAPSEDB, UnitId};
@@ -30,6 +32,9 @@ pub enum AssembleError {
     /// Writing to the spill file failed.
     #[error("writing a large transaction to disk failed: {0}")]
     Spill(#[from] io::Error),
+    /// What an applier did can't be told apart.
+    #[error(transparent)]
+    Cut(#[from] CutError),
 }
 
 /// A transaction of more is a large one; larger still, and the writer streams it.
@@ -38,8 +43,10 @@ const BULK_BYTES: usize = 256 * 1024;
 /// What became known by a message.
 #[derive(Debug)]
 pub enum Assembled {
-    /// A transaction that committed and changed rows.
+    /// A transaction of the node's own that committed and changed rows.
     Unit(Unit),
+    /// A transaction of an applier's: the units that it repeated.
+    Repeated(Vec<Unit>),
     /// A transaction that ended here and changed nothing that is replicated.
     Nothing(Lsn),
     /// A large transaction that the writer still runs, when its first changes are there.
@@ -51,14 +58,26 @@ struct Open {
     xid: u32,
     changes: Vec<Change>,
     bytes: usize,
-    has_ddl: bool,
+    ddl: usize,
+    trace: Trace,
+}
+
+impl Open {
+    fn here(&self) -> Here {
+        Here {
+            at: self.changes.len() as u64,
+            bytes: self.bytes,
+            ddl: self.ddl,
+        }
+    }
 }
 
 /// One stream's assembler.
 #[derive(Debug)]
 pub struct Assembler {
     decoder: Decoder,
-    term: Epoch,
+    /// Terms in which the node was the writer and where its log ended then, ascending.
+    offices: Vec<(Epoch, Lsn)>,
     spill_directory: PathBuf,
     tables: BTreeMap<u32, Arc<Relation>>,
     open: Option<Open>,
@@ -66,22 +85,24 @@ pub struct Assembler {
     streamed: BTreeMap<u32, SpillWriter>,
     /// The streamed transaction whose block is being read.
     block: Option<u32>,
-    /// The end of the last unit.
-    last: Lsn,
+    /// The last unit.
+    last: UnitId,
 }
 
 impl Assembler {
-    /// For units of `term`; large transactions go to files in `spill_directory`.
-    pub fn new(term: Epoch, spill_directory: PathBuf) -> Self {
+    /// For the log of a node that held these offices (term, and the end of its log when it took it; ascending);
+    /// large transactions go to files in `spill_directory`.
+    pub fn new(offices: Vec<(Epoch, Lsn)>, spill_directory: PathBuf) -> Self {
+        debug_assert!(offices.is_sorted());
         Self {
             decoder: Decoder::new(),
-            term,
+            offices,
             spill_directory,
             tables: BTreeMap::new(),
             open: None,
             streamed: BTreeMap::new(),
             block: None,
-            last: Lsn(0),
+            last: UnitId::NOTHING,
         }
     }
 
@@ -111,7 +132,7 @@ impl Assembler {
             Message::Commit(commit) => {
                 let open = self.open.take();
                 let open = open.ok_or(AssembleError::Order("commit without begin"))?;
-                return Ok(Some(self.close(open, commit)));
+                return self.close(open, commit).map(Some);
             }
             Message::StreamStart { xid, .. } => {
                 if !self.streamed.contains_key(&xid.0) {
@@ -138,7 +159,7 @@ impl Assembler {
                 (Some(xid), Some(top)) => self.streamed_change(top, xid.0, change, payload)?,
                 _ => self.change(change, payload.len())?,
             },
-            // Transactions that came from elsewhere are not asked for (`origin 'none'`).
+            // Whose transaction it is shows by what it holds: a streamed one does not name its origin.
             Message::Origin { .. } => {}
         }
         Ok(None)
@@ -158,47 +179,100 @@ impl Assembler {
             self.tables.insert(table.oid, table);
             return Ok(());
         }
-        let tables = &self.tables;
-        let Some(change) = row_change(message, |oid| tables.get(&oid).cloned())? else {
-            return Ok(());
-        };
         let open = self.open.as_mut();
-        let open = open.ok_or(AssembleError::Order("a row outside a transaction"))?;
-        open.has_ddl |= change.is_ddl();
-        open.bytes += bytes + std::mem::size_of::<Change>();
-        open.changes.push(change);
+        if let pgoutput::Change::Emitted(emitted) = &message {
+            // One that is no part of a transaction may stand outside of any.
+            if let Some(open) = open {
+                open.trace.message(emitted, open.here());
+            }
+            return Ok(());
+        }
+        let tables = &self.tables;
+        let found = row_change(message, |oid| tables.get(&oid).cloned())?;
+        let missing = AssembleError::Order("a row outside a transaction");
+        match found {
+            Found::Change(change) => {
+                let open = open.ok_or(missing)?;
+                open.ddl += usize::from(change.is_ddl());
+                open.bytes += bytes + std::mem::size_of::<Change>();
+                open.changes.push(change);
+            }
+            Found::Place(place) => open.ok_or(missing)?.trace.place(place),
+            Found::Nothing => {}
+        }
         Ok(())
     }
 
-    fn close(&mut self, open: Open, commit: Commit) -> Assembled {
+    fn close(&mut self, open: Open, commit: Commit) -> Result<Assembled, AssembleError> {
+        let whole = open.here();
+        if let Some(pieces) = open.trace.pieces(whole)? {
+            let mut rest = open.changes.into_iter();
+            let changes = |piece: &Piece| {
+                let mut filled = Filled::default();
+                let count = piece.range.end - piece.range.start;
+                let mine = rest
+                    .by_ref()
+                    .take(usize::try_from(count).unwrap_or(usize::MAX));
+                Changes::Memory(mine.filter(|change| filled.keeps(change)).collect())
+            };
+            return Ok(self.repeated(open.xid, commit, &pieces, changes));
+        }
         if open.changes.is_empty() {
-            return Assembled::Nothing(commit.end_lsn);
+            return Ok(Assembled::Nothing(commit.end_lsn));
         }
         let changes = Changes::Memory(open.changes);
-        Assembled::Unit(self.unit(open.xid, commit, open.has_ddl, open.bytes, changes))
+        Ok(self.own(open.xid, commit, whole, changes))
     }
 
-    fn unit(
+    /// A transaction of the node's own is named by the office that it held then.
+    fn own(&mut self, xid: u32, commit: Commit, whole: Here, changes: Changes) -> Assembled {
+        let end = commit.end_lsn;
+        let mut offices = self.offices.iter().rev();
+        let Some((term, _)) = offices.find(|(_, start)| *start < end) else {
+            // It was no writer's, so no place in the history is its own.
+            tracing::warn!(%end, xid, "left out: the node changed rows before it was a writer");
+            return Assembled::Nothing(end);
+        };
+        self.last = UnitId {
+            term: *term,
+            lsn: end,
+        };
+        Assembled::Unit(Unit {
+            id: self.last,
+            commit: commit.commit_lsn,
+            end,
+            closes: true,
+            xid,
+            committed_at: commit.commit_time,
+            has_ddl: whole.ddl > 0,
+            bytes: whole.bytes,
+            changes,
+        })
+    }
+
+    fn repeated(
         &mut self,
         xid: u32,
         commit: Commit,
-        has_ddl: bool,
-        bytes: usize,
-        changes: Changes,
-    ) -> Unit {
-        self.last = commit.end_lsn;
-        Unit {
-            id: UnitId {
-                term: self.term,
-                lsn: commit.end_lsn,
-            },
+        pieces: &[Piece],
+        mut changes: impl FnMut(&Piece) -> Changes,
+    ) -> Assembled {
+        let Some(last) = pieces.last() else {
+            return Assembled::Nothing(commit.end_lsn);
+        };
+        self.last = last.unit;
+        let unit = |piece: &Piece| Unit {
+            id: piece.unit,
             commit: commit.commit_lsn,
+            end: commit.end_lsn,
+            closes: piece.unit == last.unit,
             xid,
             committed_at: commit.commit_time,
-            has_ddl,
-            bytes,
-            changes,
-        }
+            has_ddl: piece.has_ddl,
+            bytes: piece.bytes,
+            changes: changes(piece),
+        };
+        Assembled::Repeated(pieces.iter().map(unit).collect())
     }
 
     /// A change of a transaction that still runs goes to its file, and so do the descriptions of its
@@ -220,21 +294,31 @@ impl Assembler {
             spill.define(table.oid, table);
             return Ok(());
         }
+        if let pgoutput::Change::Emitted(emitted) = &message {
+            let here = here(spill);
+            spill.trace.message(emitted, here);
+            return Ok(());
+        }
         let known = |oid: u32| {
             spill
                 .defined(oid)
                 .or_else(|| self.tables.get(&oid))
                 .cloned()
         };
-        let Some(change) = row_change(message, known)? else {
-            return Ok(());
+        let change = match row_change(message, known)? {
+            Found::Change(change) => change,
+            Found::Place(place) => {
+                spill.trace.place(place);
+                return Ok(());
+            }
+            Found::Nothing => return Ok(()),
         };
         for table in change.tables() {
             if spill.defined(table.oid).is_none() {
                 spill.define(table.oid, Arc::clone(table));
             }
         }
-        spill.has_ddl |= change.is_ddl();
+        spill.ddl += usize::from(change.is_ddl());
         let oids: Vec<u32> = change.tables().iter().map(|table| table.oid).collect();
         // The tag, then what follows the transaction's number.
         let (tag, rest) = (payload.slice(..1), payload.slice(5..));
@@ -251,16 +335,28 @@ impl Assembler {
         for (oid, table) in spill.definitions() {
             self.tables.insert(oid, Arc::clone(table));
         }
-        let has_ddl = spill.has_ddl;
-        let spill = spill.finish(self.last)?;
+        let whole = here(&spill);
+        let pieces = spill.trace.pieces(whole)?;
+        let spill = spill.finish(self.last, pieces.is_some())?;
+        if let Some(pieces) = pieces {
+            let changes = |piece: &Piece| Changes::Spilled(spill.piece(piece.range.clone()));
+            return Ok(self.repeated(xid, commit, &pieces, changes));
+        }
         if spill.length() == 0 {
             return Ok(Assembled::Nothing(commit.end_lsn));
         }
-        // It is on disk; what an applier holds of it at once is small.
-        let changes = Changes::Spilled(spill);
-        Ok(Assembled::Unit(
-            self.unit(xid, commit, has_ddl, 1024, changes),
-        ))
+        Ok(self.own(xid, commit, whole, Changes::Spilled(spill)))
+    }
+}
+
+/// So much memory counts for a unit on disk: what an applier holds of it at once is small.
+const SPILLED_BYTES: usize = 1024;
+
+fn here(spill: &SpillWriter) -> Here {
+    Here {
+        at: spill.length(),
+        bytes: SPILLED_BYTES,
+        ddl: spill.ddl,
     }
 }
 
@@ -272,28 +368,43 @@ fn same_or_new(known: Option<&Arc<Relation>>, relation: Relation) -> Arc<Relatio
     }
 }
 
-/// The row change in a message; none for what changes no replicated row.
+/// What a message about rows says.
+enum Found {
+    /// Rows that are replicated have changed.
+    Change(Change),
+    /// An applier has come to here.
+    Place(UnitId),
+    /// Nothing that matters elsewhere.
+    Nothing,
+}
+
 fn row_change(
     message: pgoutput::Change,
     table: impl Fn(u32) -> Option<Arc<Relation>>,
-) -> Result<Option<Change>, AssembleError> {
+) -> Result<Found, AssembleError> {
     let known = |oid: u32| table(oid).ok_or(AssembleError::Order("a row of an unknown table"));
-    match message {
+    let change = match message {
         pgoutput::Change::Truncate { relations, .. } => {
             let tables: Result<Vec<_>, _> = relations.into_iter().map(known).collect();
             let mut tables = tables?;
             tables.retain(|table| !is_bookkeeping(table));
-            Ok((!tables.is_empty()).then_some(Change::Truncate { tables }))
+            (!tables.is_empty()).then_some(Change::Truncate { tables })
         }
         pgoutput::Change::Insert { relation, .. }
         | pgoutput::Change::Update { relation, .. }
         | pgoutput::Change::Delete { relation, .. } => {
             let table = known(relation)?;
-            let change = Change::of_row(message, table);
-            Ok(change.filter(is_replicated))
+            Change::of_row(message, table)
         }
-        _ => Ok(None),
-    }
+        _ => None,
+    };
+    Ok(match change {
+        Some(change) if is_replicated(&change) => Found::Change(change),
+        Some(Change::Insert { table, new }) => {
+            cut::place_of(&table, &new).map_or(Found::Nothing, Found::Place)
+        }
+        _ => Found::Nothing,
+    })
 }
 
 /// The proxy's bookkeeping is each node's own, and of `ddl_log` and `view_rows` only new rows matter.

@@ -12,9 +12,10 @@ use sha2::{Digest, Sha256};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 use super::backend::Address;
+use super::places::Places;
 use super::schema;
 use crate::config::Config;
-use crate::ids::{Epoch, Lsn, NodeId, SYNAPSEDB, fnv1a};
+use crate::ids::{Epoch, Lsn, NodeId, SYNAPSEDB, fnv1a, origin_name, term_of_origin};
 
 /// How long opening a connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -439,21 +440,29 @@ pub async fn end_stale_appliers(client: &Client, database: &str) -> Result<(), C
     Ok(())
 }
 
-/// Up to where the client's database has what the origin names: none where there is no such origin, 0 where
-/// nothing was applied yet. An origin without a row is of a schema that kept none.
-pub async fn applied_place(client: &Client, origin: &str) -> Result<Option<Lsn>, ControlError> {
-    let row = client
-        .query_opt(
-            "select coalesce((select max(p.lsn) from synapsedb.applied_places p where p.origin = o.roname),
-                             pg_replication_origin_progress(o.roname, true))::text
-               from pg_replication_origin o where o.roname = $1",
-            &[&origin],
+/// Up to where the client's database has the history, by the terms of its writers. An origin without a row is of a
+/// schema that kept none.
+pub async fn applied_places(client: &Client, database: &str) -> Result<Places, ControlError> {
+    let rows = client
+        .query(
+            "select p.origin, max(p.lsn)::text from synapsedb.applied_places p group by 1
+             union all
+             select o.roname, coalesce(pg_replication_origin_progress(o.roname, true), '0/0')::text
+               from pg_replication_origin o
+              where o.roname like 'synapsedb\\_%'
+                and not exists (select from synapsedb.applied_places p where p.origin = o.roname)",
+            &[],
         )
         .await?;
-    let Some(row) = row else { return Ok(None) };
-    let text: Option<String> = row.get(0);
-    Ok(Some(
-        text.and_then(|text| text.parse().ok()).unwrap_or_default(),
+    let mut found: Vec<(String, String)> = rows.iter().map(|r| (r.get(0), r.get(1))).collect();
+    // The server's origins are those of all its databases.
+    found.retain(|(origin, _)| {
+        let of_this = |term| origin_name(term, database) == *origin;
+        term_of_origin(origin).is_some_and(of_this)
+    });
+    let rows = found.iter();
+    Ok(Places::read(
+        rows.map(|(o, lsn)| (o.as_str(), lsn.as_str())),
     ))
 }
 

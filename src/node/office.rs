@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use tokio_postgres::Client;
 
 use super::control::ControlError;
-use crate::ids::{Epoch, Lsn, UnitId, term_of_origin};
+use crate::ids::{Epoch, Lsn};
 
 /// Terms in which a node was the writer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -87,38 +87,11 @@ pub async fn end_of_log(client: &Client) -> Result<Lsn, ControlError> {
     lsn(row.get(0)).ok_or(ControlError::Answer("pg_current_wal_insert_lsn"))
 }
 
-/// What the client's database has of other writers' terms: the last unit of each that is durable there.
-pub async fn places(client: &Client, database: &str) -> Result<BTreeMap<Epoch, Lsn>, ControlError> {
-    let sql = "select o.roname::text, coalesce((select max(p.lsn) from synapsedb.applied_places p where p.origin = o.roname),
-                      pg_replication_origin_progress(o.roname, true))::text
-                 from pg_replication_origin o where o.roname like 'synapsedb\\_%'";
-    let mut places = BTreeMap::new();
-    for row in client.query(sql, &[]).await? {
-        let place = lsn(row.get(1)).unwrap_or_default();
-        // An origin is made before the first unit of its term comes: of nothing there is no place.
-        if let Some(term) = term_of_origin(row.get(0), database)
-            && place > Lsn::default()
-        {
-            places.insert(term, place);
-        }
-    }
-    Ok(places)
-}
-
 /// Notes a place in the client's database that no applier brought about: the node made these units itself.
 pub async fn set_place(client: &Client, origin: &str, place: Lsn) -> Result<(), ControlError> {
     let sql = "update synapsedb.applied_places set lsn = $2::text::pg_lsn where origin = $1";
     client.execute(sql, &[&origin, &place.to_string()]).await?;
     Ok(())
-}
-
-/// The last unit among these places.
-pub fn last(places: &BTreeMap<Epoch, Lsn>) -> UnitId {
-    let found = places.last_key_value();
-    found.map_or(UnitId::NOTHING, |(term, lsn)| UnitId {
-        term: *term,
-        lsn: *lsn,
-    })
 }
 
 /// Ends what an older run of the proxy left at work on the node: its appliers, in every database, and the readers of

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,8 +14,9 @@ use std::sync::Arc;
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::sync::watch;
 
+use super::cut::{Filled, Trace};
 use super::unit::Change;
-use crate::ids::Lsn;
+use crate::ids::UnitId;
 use crate::wire::pgoutput::{self, Decoder, Message, Relation};
 
 /// A transaction that the writer still runs, as far as it has been read. The sender is gone when the transaction
@@ -27,8 +29,8 @@ pub struct SoFar {
     /// The changes that are there.
     pub spill: Spill,
     /// The last unit that was complete when they came: nothing of them may be applied before it.
-    pub after: Lsn,
-    /// Part of them has been rolled back since.
+    pub after: UnitId,
+    /// Part of them has been rolled back since, or they turned out to be no single unit of the writer's own.
     pub undone: bool,
     /// They are all, and the transaction has committed.
     pub committed: bool,
@@ -38,15 +40,29 @@ pub struct SoFar {
 #[derive(Clone, Debug)]
 pub struct Spill {
     file: Arc<File>,
+    start: u64,
     length: u64,
+    /// An applier made them, so that rows of materialized views come twice.
+    applied: bool,
     relations: Arc<[Arc<Relation>]>,
     aborted: Arc<BTreeSet<u32>>,
 }
 
 impl Spill {
-    /// Bytes on disk.
+    /// Where it ends in its file.
     pub fn length(&self) -> u64 {
         self.length
+    }
+
+    /// One of the units that an applier made of it, by its place in the file.
+    #[must_use]
+    pub fn piece(&self, range: Range<u64>) -> Self {
+        Self {
+            start: range.start,
+            length: range.end,
+            applied: true,
+            ..self.clone()
+        }
     }
 
     /// Whether it is the same transaction, perhaps at another time.
@@ -56,7 +72,7 @@ impl Spill {
 
     /// Reads the changes from the beginning, independently of other readers.
     pub fn reader(&self) -> SpillReader<'_> {
-        self.reader_from(0)
+        self.reader_from(self.start)
     }
 
     /// Reads on from a [`SpillReader::position`].
@@ -65,6 +81,7 @@ impl Spill {
             spill: self,
             at,
             buffer: BytesMut::new(),
+            filled: self.applied.then(Filled::default),
         }
     }
 }
@@ -81,8 +98,10 @@ pub struct SpillWriter {
     /// What a relation's number means within this transaction, as a place in `relations`.
     known: BTreeMap<u32, usize>,
     aborted: BTreeSet<u32>,
-    /// Whether a row of `ddl_log` is among the changes.
-    pub has_ddl: bool,
+    /// How many rows of `ddl_log` are among the changes.
+    pub ddl: usize,
+    /// What there is of an applier in it.
+    pub trace: Trace,
     told: Option<watch::Sender<SoFar>>,
 }
 
@@ -96,7 +115,8 @@ impl SpillWriter {
             relations: Vec::new(),
             known: BTreeMap::new(),
             aborted: BTreeSet::new(),
-            has_ddl: false,
+            ddl: 0,
+            trace: Trace::default(),
             told: None,
         })
     }
@@ -149,7 +169,7 @@ impl SpillWriter {
     }
 
     /// A block of changes is complete, as is every unit up to `after`. The first time, gives what tells of it.
-    pub fn tell(&mut self, after: Lsn) -> io::Result<Option<Running>> {
+    pub fn tell(&mut self, after: UnitId) -> io::Result<Option<Running>> {
         let so_far = SoFar {
             spill: self.so_far()?,
             after,
@@ -165,14 +185,20 @@ impl SpillWriter {
         Ok(Some(running))
     }
 
-    /// The transaction has committed: no more changes come.
-    pub fn finish(mut self, after: Lsn) -> io::Result<Spill> {
+    /// Bytes written.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// The transaction has committed: no more changes come. Where it was `applied`, its units have other names than
+    /// its own, and nobody may commit what he has of it.
+    pub fn finish(mut self, after: UnitId, applied: bool) -> io::Result<Spill> {
         let spill = self.so_far()?;
         if let Some(told) = &self.told {
             told.send_replace(SoFar {
                 spill: spill.clone(),
                 after,
-                undone: !self.aborted.is_empty(),
+                undone: applied || !self.aborted.is_empty(),
                 committed: true,
             });
         }
@@ -183,7 +209,9 @@ impl SpillWriter {
         self.file.flush()?;
         Ok(Spill {
             file: Arc::clone(self.file.get_ref()),
+            start: 0,
             length: self.length,
+            applied: false,
             relations: self.relations.as_slice().into(),
             aborted: Arc::new(self.aborted.clone()),
         })
@@ -196,6 +224,7 @@ pub struct SpillReader<'a> {
     spill: &'a Spill,
     at: u64,
     buffer: BytesMut,
+    filled: Option<Filled>,
 }
 
 /// How much is read from the file at once.
@@ -215,8 +244,16 @@ impl SpillReader<'_> {
             }
             let tables: Vec<u32> = (0..count).map(|_| self.word()).collect();
             let message = self.buffer.split_to(length as usize).freeze();
-            if !self.spill.aborted.contains(&subxid) {
-                return self.decode(&message, &tables).map(Some);
+            if self.spill.aborted.contains(&subxid) {
+                continue;
+            }
+            let change = self.decode(&message, &tables)?;
+            if self
+                .filled
+                .as_mut()
+                .is_none_or(|filled| filled.keeps(&change))
+            {
+                return Ok(Some(change));
             }
         }
     }

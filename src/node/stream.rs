@@ -66,8 +66,9 @@ pub struct StreamSettings {
     pub login: Login,
     /// The slot's name.
     pub slot: String,
-    /// The writer's term, for the units' names.
-    pub term: Epoch,
+    /// Terms in which this node was the writer, and the end of its log when it took office; ascending. It is in the
+    /// last one now.
+    pub offices: Vec<(Epoch, Lsn)>,
     /// Major version of the server.
     pub version: u32,
     /// Where transactions too large for memory go.
@@ -80,9 +81,16 @@ pub struct StreamSettings {
     pub timeout: Duration,
 }
 
+impl StreamSettings {
+    /// The term in which the node is the writer.
+    pub fn term(&self) -> Epoch {
+        self.offices.last().map_or(Epoch(0), |(term, _)| *term)
+    }
+}
+
 /// Takes what a stream finds. Called in order, from the stream's own task; must not block.
 pub trait Sink: Send {
-    /// A transaction that changed rows.
+    /// A unit that changed rows.
     fn unit(&mut self, unit: super::unit::Unit);
     /// Everything before this place has been read.
     fn progress(&mut self, lsn: Lsn);
@@ -113,8 +121,9 @@ impl Stream {
             .limit_receiving(UNREAD_BYTES, READ_BYTES)
             .map_err(BackendError::from)?;
         backend.query(ENCODING).await?;
+        // What it repeated as a follower is part of the history too. Before 16 all is sent.
         let origin = if settings.version >= 16 {
-            ", origin 'none'"
+            ", origin 'any'"
         } else {
             ""
         };
@@ -136,7 +145,7 @@ impl Stream {
         }
         Ok(Self {
             backend,
-            assembler: Assembler::new(settings.term, settings.spill_directory.clone()),
+            assembler: Assembler::new(settings.offices.clone(), settings.spill_directory.clone()),
             report_interval: settings.report_interval,
             voice,
             reported: None,
@@ -204,6 +213,11 @@ impl Stream {
             b'd' => match Outer::read(&frame.slice(5..))? {
                 Outer::Data { message, .. } => match self.assembler.take(&message)? {
                     Some(Assembled::Unit(unit)) => sink.unit(unit),
+                    Some(Assembled::Repeated(units)) => {
+                        for unit in units {
+                            sink.unit(unit);
+                        }
+                    }
                     Some(Assembled::Nothing(end)) => sink.progress(end),
                     Some(Assembled::Running(running)) => sink.running(running),
                     None => {}

@@ -93,14 +93,18 @@ pub fn is_ddl_log(table: &Relation) -> bool {
     table.namespace == SYNAPSEDB && table.name == "ddl_log"
 }
 
-/// One committed transaction.
+/// One committed transaction of a writer.
 #[derive(Debug)]
 pub struct Unit {
-    /// (term, end of the commit record).
+    /// (term, end of the commit record), both of the writer that made it.
     pub id: UnitId,
-    /// Begin of the commit record.
+    /// Begin of the commit record in the log that it was read from.
     pub commit: Lsn,
-    /// The writer's transaction id.
+    /// End of that record. A node that was a follower then has several units in one transaction.
+    pub end: Lsn,
+    /// No other unit of that transaction comes after it: who has it, has everything up to `end`.
+    pub closes: bool,
+    /// The transaction's number in that log.
     pub xid: u32,
     /// Microseconds since 2000-01-01 UTC.
     pub committed_at: i64,

@@ -67,7 +67,7 @@ async fn rule_7_an_origin_that_ran_ahead_of_the_rows_skips_nothing() {
 /// What a slot of the follower's own would send: the marks, as (epoch, place) in order.
 async fn marks(node: &tokio_postgres::Client, slot: &str) -> Vec<String> {
     let sql = format!(
-        "select substring(convert_from(data, 'LATIN1') from 'synapsedb.{{5}}(\\d+/[0-9A-F]+/[0-9A-F]+)')
+        "select substring(convert_from(data, 'LATIN1') from 'synapsedb unit.{{5}}(\\d+/[0-9A-F]+/[0-9A-F]+)')
            from pg_logical_slot_peek_binary_changes('{slot}', null, null, 'proto_version', '1',
                 'publication_names', 'synapsedb', 'messages', 'true')
           where get_byte(data, 0) = ascii('M')"

@@ -18,6 +18,7 @@ mod demo;
 // `failover.rs` joins here once another node can become writer.
 mod faults;
 mod held_applier;
+mod history;
 mod hostile;
 mod ledger;
 mod metadata;

@@ -16,7 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::applier::Applier;
 use super::error::ApplyError;
 use super::start::ApplierSettings;
-use crate::ids::Lsn;
+use crate::ids::{Epoch, UnitId};
 use crate::node::spill::{Running, SoFar, Spill};
 use crate::node::unit::{Change, Changes, Unit};
 use crate::wire::pgoutput::Identity;
@@ -25,14 +25,19 @@ use crate::wire::pgoutput::Identity;
 #[derive(Debug)]
 pub struct Ahead {
     spill: Spill,
+    term: Epoch,
     work: AbortOnDropHandle<Result<Applier, ApplyError>>,
     given_up: CancellationToken,
 }
 
 impl Ahead {
     /// Begins; `place` tells what this follower has durable.
-    pub fn start(settings: ApplierSettings, running: Running, place: watch::Receiver<Lsn>) -> Self {
-        let spill = running.borrow().spill.clone();
+    pub fn start(
+        settings: ApplierSettings,
+        running: Running,
+        place: watch::Receiver<UnitId>,
+    ) -> Self {
+        let (spill, term) = (running.borrow().spill.clone(), settings.term);
         let given_up = CancellationToken::new();
         let tell = given_up.clone();
         let work = tokio::spawn(async move {
@@ -44,6 +49,7 @@ impl Ahead {
         });
         Self {
             spill,
+            term,
             work: AbortOnDropHandle::new(work),
             given_up,
         }
@@ -67,6 +73,10 @@ impl Ahead {
         before: &mut Applier,
         unit: &Arc<Unit>,
     ) -> Result<Option<Applier>, ApplyError> {
+        if unit.id.term != self.term {
+            // It was begun as one of the present writer's office.
+            return Ok(None);
+        }
         let mut applier = match self.work.await {
             Ok(Ok(applier)) => applier,
             Ok(Err(error)) => {
@@ -93,7 +103,7 @@ impl Ahead {
 async fn apply(
     settings: ApplierSettings,
     mut running: Running,
-    mut place: watch::Receiver<Lsn>,
+    mut place: watch::Receiver<UnitId>,
 ) -> Result<Applier, ApplyError> {
     let mut applier = Applier::connect(&settings).await?;
     let mut at = 0;
@@ -105,7 +115,9 @@ async fn apply(
             committed,
         } = running.borrow_and_update().clone();
         if undone {
-            return Err(ApplyError::GivenUp("a part of it was rolled back"));
+            return Err(ApplyError::GivenUp(
+                "a part of it was rolled back, or it is no single unit",
+            ));
         }
         let waited = place.wait_for(|place| *place >= after).await;
         waited.map_err(|_| ApplyError::GivenUp("nobody applies what is before it"))?;

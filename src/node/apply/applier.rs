@@ -1,7 +1,7 @@
 //! Repeats the writer's units on one follower, in their order, exactly once.
 //!
 //! Guards promise 2 with REPLICATION rules 7 to 13. Each transaction on the follower holds one or
-//! more whole units, each with a mark by which its log can later be cut at any unit, and makes the data
+//! more whole units, each with a mark behind it by which its log can later be cut at any unit, and makes the data
 //! and the place in the writer's history durable together. After any error the applier is thrown away
 //! with its connection. It doesn't decide what an error means for the node.
 
@@ -19,7 +19,8 @@ use super::sql::{self, RowSql, Source};
 use super::text::Text;
 use super::views::Filling;
 use crate::engine::care::Care;
-use crate::ids::UnitId;
+use crate::ids::{Epoch, UnitId};
+use crate::node::cut::Mark;
 use crate::node::spill::SpillReader;
 use crate::node::unit::{Change, Changes, Unit, is_ddl_log};
 use crate::wire::pgoutput::{Relation, tuple::Tuple, tuple::Value as Datum};
@@ -95,7 +96,11 @@ pub struct Applier {
     pub(super) distrust: bool,
     /// Up to where it may have let units be seen.
     pub(super) horizon: Arc<AtomicU64>,
+    /// Whose units it repeats.
+    pub(super) term: Epoch,
     pub(super) origin: String,
+    /// Of the marks of this transaction (`node/cut.rs`).
+    pub(super) number: u64,
     /// Rows added to `applied_places` since the old ones were deleted.
     pub(super) places: u32,
     /// The materialized view whose rows come next.
@@ -107,10 +112,11 @@ pub struct Applier {
 }
 
 impl Applier {
-    /// Applies whole units as one transaction and returns when it is durable. A unit with DDL, or one
-    /// that was spilled, must come alone. Not cancel safe: after a drop or an error, start anew.
+    /// Applies whole units of the applier's term as one transaction and returns when it is durable. A unit with DDL,
+    /// or one that was spilled, must come alone. Not cancel safe: after a drop or an error, start anew.
     pub async fn apply(&mut self, units: &[Arc<Unit>]) -> Result<(), ApplyError> {
         debug_assert!(units.len() == 1 || units.iter().all(|unit| !unit.has_ddl));
+        debug_assert!(units.iter().all(|unit| unit.id.term == self.term));
         self.transaction += 1;
         let changes = |unit: &Arc<Unit>| match &unit.changes {
             Changes::Memory(changes) => changes.len(),
@@ -119,10 +125,9 @@ impl Applier {
         // Without the count it shows which row it is that is not found.
         let counts = !self.care.single() && units.iter().map(changes).sum::<usize>() <= COUNTED;
         self.counted = counts.then_some(0);
-        // The mark of a unit that is alone goes with the place, behind its rows.
-        let alone = units.len() == 1;
-        for unit in units {
-            self.begin_unit(unit.id, !alone);
+        self.number = rand::random();
+        for (at, unit) in units.iter().enumerate() {
+            self.begin_unit(unit.id);
             match &unit.changes {
                 Changes::Memory(changes) => self.changes(Some(unit), changes).await?,
                 Changes::Spilled(spill) => {
@@ -134,9 +139,14 @@ impl Applier {
                     }
                 }
             }
+            // The mark of the last one goes with the place.
+            if at + 1 < units.len() {
+                let mark = self.mark(unit.id);
+                self.own("mark", [Some(mark.as_bytes())].into_iter());
+            }
         }
         if let Some(last) = units.last() {
-            self.end(last, alone).await?;
+            self.end(last).await?;
         }
         Ok(())
     }
@@ -159,19 +169,25 @@ impl Applier {
         self.pipeline.broken().await.into()
     }
 
-    pub(super) fn begin_unit(&mut self, id: UnitId, mark: bool) {
+    /// Whose units it can repeat.
+    pub fn term(&self) -> Epoch {
+        self.term
+    }
+
+    fn mark(&self, unit: UnitId) -> String {
+        let number = self.number;
+        Mark { unit, number }.to_string()
+    }
+
+    pub(super) fn begin_unit(&mut self, id: UnitId) {
         self.pipeline.note(|| format!("unit {id}"));
-        if mark {
-            let mark = id.to_string();
-            self.own("mark", [Some(mark.as_bytes())].into_iter());
-        }
         self.query = None;
     }
 
     /// The place is a row, since the origin, once set up, moves with an abort as with a commit. It goes last and
     /// together with Sync, which commits whatever the statements before it answered.
-    /// With `mark`, the one unit's mark goes along.
-    pub(super) async fn end(&mut self, last: &Unit, mark: bool) -> Result<(), ApplyError> {
+    /// The last unit's mark goes along.
+    pub(super) async fn end(&mut self, last: &Unit) -> Result<(), ApplyError> {
         self.give_back().await?;
         self.pipeline.settle().await?;
         let lsn = last.id.lsn.to_string();
@@ -184,15 +200,11 @@ impl Applier {
             self.own("forget", values.into_iter());
         }
         let found = count(self.counted.take().unwrap_or_default());
-        let name = last.id.to_string();
-        let values = [&origin, &lsn, &time, &found, &name].map(|value| Some(value.as_bytes()));
-        if mark {
-            self.own("marked_place", values.into_iter());
-        } else {
-            self.own("place", values[..4].iter().copied());
-        }
-        // Ahead of the commit: whoever reads what it shows finds it here.
-        self.horizon.fetch_max(last.id.lsn.0, Ordering::AcqRel);
+        let mark = self.mark(last.id);
+        let values = [&origin, &lsn, &time, &found, &mark].map(|value| Some(value.as_bytes()));
+        self.own("place", values.into_iter());
+        // Ahead of the commit: whoever reads what it shows finds it here. By the log that the writer's reader knows.
+        self.horizon.fetch_max(last.end.0, Ordering::AcqRel);
         self.pipeline.commit().await?;
         if self.distrust {
             for (name, text) in STATEMENTS {
@@ -355,6 +367,16 @@ impl Applier {
         };
         self.row(&prepared, None, new);
         Ok(())
+    }
+
+    /// A row that nothing is to be left of but its trace in this node's log.
+    pub(super) async fn pass_on(
+        &mut self,
+        relation: &Arc<Relation>,
+        row: &Tuple,
+    ) -> Result<(), ApplyError> {
+        self.insert(relation, row).await?;
+        self.delete(relation, row).await
     }
 
     async fn update(

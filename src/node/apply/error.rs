@@ -38,6 +38,16 @@ pub enum ApplyError {
 }
 
 impl ApplyError {
+    /// The SQLSTATE of a server's error.
+    pub fn sqlstate(&self) -> Option<&str> {
+        match self {
+            Self::Pipeline(PipelineError::Failed { error, .. }) | Self::Backend(error) => {
+                error.sqlstate()
+            }
+            _ => None,
+        }
+    }
+
     /// Whether the node itself may be well and a new connection may go on where this one ended:
     /// the socket broke, the server is starting or ending, the transaction lost a deadlock.
     pub fn is_passing(&self) -> bool {

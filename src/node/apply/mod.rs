@@ -13,4 +13,4 @@ pub mod session;
 pub mod sql;
 pub mod start;
 pub mod text;
-mod views;
+pub mod views;

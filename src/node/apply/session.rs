@@ -65,9 +65,9 @@ pub const TAKE_ORIGIN: &str =
 /// See [`TAKE_ORIGIN`].
 pub const RELEASE_ORIGIN: &str = "select pg_catalog.pg_replication_origin_session_reset()";
 
-/// Up to where the node has the history of an origin's writer.
-pub const PLACE: &str = "select pg_catalog.max(lsn)::pg_catalog.text from synapsedb.applied_places \
-     where origin operator(pg_catalog.=) $1::pg_catalog.text";
+/// Up to where the node has the history of each origin's writer.
+pub const PLACES: &str =
+    "select origin, pg_catalog.max(lsn)::pg_catalog.text from synapsedb.applied_places group by 1";
 
 /// Kept out of error contexts, which foreign code could read.
 pub const HIDE_PARAMETERS: &str =
@@ -109,38 +109,26 @@ pub fn quote_literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
-/// The place of the writer's history that is durable with this transaction: it goes into a row, and moves the origin,
-/// if as many rows were found as should be. One expression and no subquery, since each transaction runs it; what
-/// returns nothing counts as NULL.
-macro_rules! set_place {
-    ($mark:literal) => {
-        concat!(
-            "insert into synapsedb.applied_places (origin, lsn) values ($1::pg_catalog.text, case \
-               when pg_catalog.current_setting('synapsedb.found') operator(pg_catalog.<>) $4::pg_catalog.text \
-               then synapsedb.not_found(pg_catalog.current_setting('synapsedb.found'), $4::pg_catalog.text)::pg_catalog.pg_lsn \
-               when pg_catalog.set_config('synapsedb.found', '', false) is not null",
-            $mark,
-            " and (pg_catalog.pg_replication_origin_xact_setup($2::pg_catalog.pg_lsn, \
-               '2000-01-01 00:00:00+00'::pg_catalog.timestamptz operator(pg_catalog.+) \
-               ($3::pg_catalog.int8 operator(pg_catalog.*) '1 microsecond'::pg_catalog.interval)) is null) is not null \
-               then $2::pg_catalog.pg_lsn end)"
-        )
-    };
-}
+/// The last unit's mark, and the place of the writer's history that is durable with this transaction: it goes into
+/// a row, and moves the origin, if as many rows were found as should be. One expression and no subquery, since each
+/// transaction runs it; what returns nothing counts as NULL.
+const PLACE: &str = "insert into synapsedb.applied_places (origin, lsn) values ($1::pg_catalog.text, case \
+       when pg_catalog.current_setting('synapsedb.found') operator(pg_catalog.<>) $4::pg_catalog.text \
+       then synapsedb.not_found(pg_catalog.current_setting('synapsedb.found'), $4::pg_catalog.text)::pg_catalog.pg_lsn \
+       when pg_catalog.set_config('synapsedb.found', '', false) is not null \
+       and pg_catalog.pg_logical_emit_message(true, 'synapsedb unit', $5::pg_catalog.text) is not null \
+       and (pg_catalog.pg_replication_origin_xact_setup($2::pg_catalog.pg_lsn, \
+       '2000-01-01 00:00:00+00'::pg_catalog.timestamptz operator(pg_catalog.+) \
+       ($3::pg_catalog.int8 operator(pg_catalog.*) '1 microsecond'::pg_catalog.interval)) is null) is not null \
+       then $2::pg_catalog.pg_lsn end)";
 
-/// Prepared once per connection. A place goes with the mark of the only unit of its transaction, or without.
-pub const STATEMENTS: [(&str, &str); 5] = [
+/// Prepared once per connection. `mark` stands behind the rows of each unit of a transaction but the last.
+pub const STATEMENTS: [(&str, &str); 4] = [
     (
         "mark",
-        "select pg_catalog.pg_logical_emit_message(true, 'synapsedb', $1::pg_catalog.text)",
+        "select pg_catalog.pg_logical_emit_message(true, 'synapsedb unit', $1::pg_catalog.text)",
     ),
-    ("place", set_place!("")),
-    (
-        "marked_place",
-        set_place!(
-            " and pg_catalog.pg_logical_emit_message(true, 'synapsedb', $5::pg_catalog.text) is not null"
-        ),
-    ),
+    ("place", PLACE),
     (
         "forget",
         "delete from synapsedb.applied_places where origin operator(pg_catalog.=) $1::pg_catalog.text \

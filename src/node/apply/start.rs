@@ -13,11 +13,12 @@ use super::error::ApplyError;
 use super::pipeline::{Pipeline, Value};
 use super::roles::Lent;
 use super::session::{
-    CONNECTION_SETTINGS, ENCODING, PLACE, RELEASE_ORIGIN, STATEMENTS, TAKE_ORIGIN, session,
+    CONNECTION_SETTINGS, ENCODING, PLACES, RELEASE_ORIGIN, STATEMENTS, TAKE_ORIGIN, session,
 };
 use crate::engine::care::Care;
-use crate::ids::{Epoch, Lsn, origin_name};
+use crate::ids::{Epoch, UnitId, origin_name};
 use crate::node::backend::{Address, Backend, Login};
+use crate::node::places::Places;
 use crate::node::unit::Unit;
 
 /// What an applier needs to know once.
@@ -27,7 +28,7 @@ pub struct ApplierSettings {
     pub address: Address,
     /// The applier role and the database.
     pub login: Login,
-    /// The writer's term.
+    /// The term of the writer whose units are repeated.
     pub term: Epoch,
     /// The superuser's name, whose runner the schema holds.
     pub superuser: String,
@@ -40,11 +41,12 @@ pub struct ApplierSettings {
 }
 
 impl Applier {
-    /// Connects, takes the origin and tells the place that is durable there.
+    /// Connects, takes the origin of the term and tells the place in the history, of whatever term, that is durable
+    /// there.
     ///
     /// The origin admits one process at a time, so a stale applier (of a proxy that was killed) makes
     /// this fail with 55006 until it is gone.
-    pub async fn start(settings: &ApplierSettings) -> Result<(Self, Lsn), ApplyError> {
+    pub async fn start(settings: &ApplierSettings) -> Result<(Self, UnitId), ApplyError> {
         let mut applier = Self::connect(settings).await?;
         let place = applier.take_origin().await?;
         applier.pipeline.commit().await?;
@@ -77,6 +79,8 @@ impl Applier {
             care: Care::default(),
             distrust: false,
             horizon: Arc::clone(&settings.horizon),
+            term: settings.term,
+            number: 0,
             origin: origin_name(settings.term, &settings.login.database),
             places: PLACES_KEPT,
             filling: None,
@@ -88,16 +92,21 @@ impl Applier {
     }
 
     /// Takes the origin for this connection, and tells the place that is durable there.
-    async fn take_origin(&mut self) -> Result<Lsn, ApplyError> {
+    async fn take_origin(&mut self) -> Result<UnitId, ApplyError> {
         let origin = self.origin.clone();
         let name: [Value<'_>; 1] = [Some(origin.as_bytes())];
         self.pipeline.prepare("", TAKE_ORIGIN);
         self.pipeline.query("", name.into_iter()).await?;
-        self.pipeline.prepare("", PLACE);
-        let rows = self.pipeline.query("", name.into_iter()).await?;
-        let place = rows.first().and_then(|row| row.first()?.as_ref());
-        let place = place.and_then(|lsn| lsn.parse().ok());
-        place.ok_or(ApplyError::NoPlace(origin))
+        self.pipeline.prepare("", PLACES);
+        let rows = self.pipeline.query("", std::iter::empty()).await?;
+        let places = Places::read(rows.iter().filter_map(|row| match row.as_slice() {
+            [Some(origin), Some(lsn)] => Some((origin.as_str(), lsn.as_str())),
+            _ => None,
+        }));
+        match places.last() {
+            Some(last) if places.has(self.term) => Ok(last),
+            _ => Err(ApplyError::NoPlace(origin)),
+        }
     }
 
     /// Leaves the origin to another connection, between two transactions.
@@ -110,10 +119,11 @@ impl Applier {
     /// Commits what was applied ahead as `unit`, when everything before it is durable and nobody has the origin.
     pub(super) async fn take_over(&mut self, unit: &Unit) -> Result<(), ApplyError> {
         let place = self.take_origin().await?;
-        if place >= unit.id.lsn {
+        if place >= unit.id {
             return Err(ApplyError::GivenUp("it is there already"));
         }
-        self.begin_unit(unit.id, false);
-        self.end(unit, true).await
+        self.number = rand::random();
+        self.begin_unit(unit.id);
+        self.end(unit).await
     }
 }

@@ -82,9 +82,14 @@ impl Applier {
         Ok(())
     }
 
-    /// One line of `view_rows`.
+    /// One line of `view_rows`. It goes into this node's log too, from which others may be levelled, ahead of the rows
+    /// that it holds.
     pub(super) async fn fill_view(&mut self, change: &Change) -> Result<(), ApplyError> {
-        let (Change::Insert { table, new }, Some(view)) = (change, self.filling.take()) else {
+        let Change::Insert { table, new } = change else {
+            return Ok(());
+        };
+        self.pass_on(table, new).await?;
+        let Some(view) = self.filling.take() else {
             return Ok(());
         };
         let Some(lines) = lines(table, new) else {
