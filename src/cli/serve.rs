@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::http::door::{Operators, Running};
 use crate::http::{self, metrics};
 use crate::session::listener::{self, Door};
+use crate::session::offices;
 use crate::session::relay;
 use crate::session::shared::{SetupError, Shared};
 
@@ -123,6 +124,7 @@ async fn serve(
         };
         work.spawn(door.serve(Arc::clone(&shared), clients.clone(), relay::run));
     }
+    work.spawn(offices::attend(Arc::clone(&shared)));
     let pools = Arc::clone(&shared.pools);
     let stop_tending = shared.abort.clone();
     work.spawn(async move { pools.tend(stop_tending).await });

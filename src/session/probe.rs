@@ -52,7 +52,16 @@ pub fn read(rows: &[(String, Option<String>)], user: &str) -> Finding {
                 finding.settings.insert(name, value.clone());
             }
             "!role" | "!user" => {}
-            tie if tie.starts_with('!') => finding.pinned = true,
+            tie if tie.starts_with('!') => {
+                finding.pinned = true;
+                finding.tie = Some(match tie {
+                    "!temporary" => "a temporary object",
+                    "!cursor" => "a cursor WITH HOLD",
+                    "!lock" => "an advisory lock",
+                    "!listen" => "a channel that it listens to",
+                    _ => "a statement prepared by PREPARE",
+                });
+            }
             setting => {
                 finding
                     .settings

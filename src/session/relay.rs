@@ -14,10 +14,11 @@ use std::time::Instant;
 use bytes::{Bytes, BytesMut};
 use tokio_util::sync::CancellationToken;
 
+use crate::cluster::office::{self, Heard, Office};
 use crate::cluster::relaxed::RelaxedWrite;
 use crate::cluster::service::{Alone, Service};
 use crate::error::ClientError;
-use crate::ids::fnv1a;
+use crate::ids::{Epoch as Term, fnv1a};
 use crate::node::backend::Parameters;
 use crate::node::identity::Epoch;
 use crate::node::pool::{Lease, Pool};
@@ -28,7 +29,9 @@ use crate::session::counts::{Counts, Tally};
 use crate::session::deferred::Deferred;
 use crate::session::doubts::{Doubt, Doubts};
 use crate::session::global_ddl::After;
+use crate::session::losing::Kept;
 use crate::session::metadata::Metadata;
+use crate::session::offices::Rest;
 use crate::session::pipeline::{Entry, Expect, Own, Pipeline, Risk};
 use crate::session::prepared::{Prepared, Shelf, Statement};
 use crate::session::probe;
@@ -97,8 +100,10 @@ pub enum End {
     Client,
     /// The client is told.
     Error(ClientError),
-    /// The connection to the node is gone, or talks nonsense.
+    /// The connection to the node is gone.
     Lost(String),
+    /// The node talks nonsense.
+    Nonsense(String),
 }
 
 impl From<ClientError> for End {
@@ -134,6 +139,15 @@ pub struct Session {
     pub(super) prepared: Prepared,
     pub(super) pipeline: Pipeline,
     pub(super) lease: Option<Lease>,
+    /// Where the session hears who writes, and what it heard last.
+    pub(super) heard: Heard,
+    pub(super) office: Office,
+    /// The term in which the connection to the writer was taken.
+    pub(super) term: Term,
+    /// It is kept, and nothing is done with it.
+    pub(super) rest: Option<Rest>,
+    /// What may be run again.
+    pub(super) repeat: Kept,
     /// The read that is under way on a follower.
     pub(super) reading: Option<Box<Reading>>,
     /// The session's ways to the nodes that it may read from.
@@ -221,6 +235,8 @@ pub async fn run(client: Client, shared: Arc<Shared>) {
     let briefs = (generation, shared.relay.briefs(&database));
     let id = shared.relay.sessions.fetch_add(1, Ordering::Relaxed) + 1;
     let ways = Ways::new(shared.relay.service().reads(), &database, id);
+    let mut heard = shared.offices.heard();
+    let office = *heard.borrow_and_update();
     let relaxes = pool.defaults_name("synchronous_commit");
     let mut session = Session {
         relaxes,
@@ -240,6 +256,11 @@ pub async fn run(client: Client, shared: Arc<Shared>) {
         prepared: Prepared::default(),
         pipeline: Pipeline::default(),
         lease: None,
+        heard,
+        office,
+        term: office.term,
+        rest: None,
+        repeat: Kept::default(),
         reading: None,
         ways,
         relaxed: None,
@@ -308,15 +329,23 @@ impl Session {
         let shared = Arc::clone(&self.shared);
         let mut stop = pin!(shared.stop.cancelled());
         let mut abort = pin!(shared.abort.cancelled());
+        let mut news = pin!(changed(self.heard.clone()));
         let (mut unflushed, mut server_unflushed) = (false, false);
         loop {
-            if let Err(end) = self.round().await {
-                return end;
+            match self.round().await {
+                Ok(()) => {}
+                Err(End::Lost(why)) if self.is_at_writer() => {
+                    if let Err(end) = Box::pin(self.lose(&why)).await {
+                        return end;
+                    }
+                    continue;
+                }
+                Err(end) => return end,
             }
             if self.leaving && self.pipeline.is_empty() {
                 return End::Client;
             }
-            let resting = self.pipeline.is_empty() && !self.in_batch && self.status == Status::Idle;
+            let resting = self.is_resting();
             let soft = resting && self.lease.is_some() && self.state.hold() == Hold::Soft;
             let begins = self.deferred.ticks();
             let gone = self.reading.as_ref().map(|reading| reading.gone());
@@ -355,6 +384,13 @@ impl Session {
                 biased;
                 moved = pump::pump(&mut client, server.as_mut()) => moved,
                 () = &mut abort => return End::Error(ClientError::ShuttingDown),
+                () = &mut news => {
+                    if let Err(end) = Box::pin(self.office_changed()).await {
+                        return end;
+                    }
+                    news.set(changed(self.heard.clone()));
+                    continue;
+                }
                 () = &mut stop, if resting => return End::Error(ClientError::ShuttingDown),
                 () = gone_by(gone.as_ref()), if gone.is_some() => {
                     if let Err(end) = Box::pin(self.disturbed()).await {
@@ -374,8 +410,13 @@ impl Session {
                 }
             };
             match self.judge(&moved) {
-                Err(End::Lost(_)) if self.reading.is_some() => {
+                Err(End::Lost(_) | End::Nonsense(_)) if self.reading.is_some() => {
                     if let Err(end) = self.run_again(Again::Lost).await {
+                        return end;
+                    }
+                }
+                Err(End::Lost(why)) if self.is_at_writer() => {
+                    if let Err(end) = Box::pin(self.lose(&why)).await {
                         return end;
                     }
                 }
@@ -383,6 +424,11 @@ impl Session {
                 Ok(()) => {}
             }
         }
+    }
+
+    /// Whether the session has a connection to the writer.
+    fn is_at_writer(&self) -> bool {
+        self.lease.is_some() && self.reading.is_none()
     }
 
     /// How much of the client's input may wait: one read, or the one message that must be seen whole.
@@ -417,12 +463,17 @@ impl Session {
 
     /// Works off what has arrived on both sides.
     async fn round(&mut self) -> Result<(), End> {
+        if self.heard.has_changed().unwrap_or(false) {
+            Box::pin(self.office_changed()).await?;
+        }
         loop {
             if self.doubt.is_none() && self.shared.relay.doubts.any() {
                 self.shared.relay.doubts.over().await;
             }
             match self.answers() {
-                Err(End::Lost(_)) if self.reading.is_some() => self.run_again(Again::Lost).await?,
+                Err(End::Lost(_) | End::Nonsense(_)) if self.reading.is_some() => {
+                    self.run_again(Again::Lost).await?;
+                }
                 answered => answered?,
             }
             if self
@@ -464,7 +515,11 @@ impl Session {
         // Where the client had the server say nothing of it, it may have happened.
         let doubts = &self.shared.relay.doubts;
         self.doubt.get_or_insert_with(|| doubts.enter());
-        self.shared.relay.service().wait_quorum(writer).await?;
+        tokio::select! {
+            biased;
+            known = self.shared.relay.service().wait_quorum(writer) => known?,
+            () = self.left() => return Err(End::Lost("the writer has left".to_owned())),
+        }
         self.doubt = None;
         self.uncertain = false;
         self.certain = true;
@@ -489,7 +544,7 @@ impl Session {
         let keep = match self.state.hold() {
             _ if self.state.doubt.probe => true,
             Hold::None => false,
-            Hold::Soft => self.pool.waiting() == 0,
+            Hold::Soft => self.pool.waiting() == 0 && self.hear().state != office::State::Closing,
             Hold::Hard => true,
         };
         if !keep {
@@ -501,13 +556,20 @@ impl Session {
             return Ok(());
         }
         // Kept although settings differ from what is wanted: the read-only port, a level put back.
+        let left = self.left();
         let lease = self.lease.as_mut();
         if let Some(lease) = lease.filter(|lease| lease.carried.settings != self.state.wanted) {
-            if let Err(error) = lease.adopt(&self.state.wanted).await {
-                return Err(End::Lost(error.to_string()));
-            }
+            let adopted = tokio::select! {
+                biased;
+                adopted = lease.adopt(&self.state.wanted) => adopted.map_err(|e| e.to_string()),
+                () = left => Err("the writer has left".to_owned()),
+            };
+            adopted.map_err(End::Lost)?;
             lease.carried.unnamed = None;
             self.tell_parameters();
+        }
+        if self.is_resting() {
+            self.rest_on_lease();
         }
         Ok(())
     }
@@ -543,5 +605,12 @@ async fn gone_by(gone: Option<&CancellationToken>) {
     match gone {
         Some(gone) => gone.cancelled().await,
         None => std::future::pending().await,
+    }
+}
+
+/// Until there are news. Whoever tells them outlives all sessions.
+async fn changed(mut heard: Heard) {
+    if heard.changed().await.is_err() {
+        std::future::pending::<()>().await;
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::{Buf, Bytes, BytesMut};
 
+use crate::cluster::office;
 use crate::error::{ClientError, Refusal, Severity};
 use crate::session::brief::{Brief, Briefs, Control};
 use crate::session::client;
@@ -78,7 +79,11 @@ impl Session {
             let step = if self.reading.is_some() {
                 Box::pin(self.reading_message(header)).await?
             } else {
+                let kept = self.keep(header);
                 let step = self.message(header).await?;
+                if kept && !matches!(step, Step::Next) {
+                    self.repeat.take_back(header.len);
+                }
                 self.note_kept(header, &step, 0);
                 step
             };
@@ -184,7 +189,10 @@ impl Session {
     /// Nothing runs between a text that may have changed settings and the moment those are put back to which
     /// RESET leads: what the startup packet asked for, and the read-only port's own.
     fn must_wait(&self) -> bool {
-        self.barrier && !self.pipeline.is_empty()
+        let between = !self.in_batch && self.status == Status::Idle && !self.pipeline.is_empty();
+        // Who has always sent the next thing already would never leave.
+        between && self.lease.is_some() && self.office.state == office::State::Closing
+            || self.barrier && !self.pipeline.is_empty()
             || self.state.puts_back()
                 && !self.in_batch
                 && self.status == Status::Idle
@@ -197,24 +205,40 @@ impl Session {
     pub(super) async fn at_writer(&mut self, header: Header, opens: bool) -> Result<bool, End> {
         // Aside, as all that is large and not taken by every message: the frame of each message's future would be
         // copied through all the functions around it.
+        while self.lease.is_some() && !self.resume() {
+            match Box::pin(self.wait_on_lease()).await {
+                Err(End::Error(error)) => return self.denied(header, opens, &error),
+                waited => waited?,
+            }
+        }
         if self.lease.is_none()
             && !self.take_idle()
             && let Err(error) = Box::pin(self.acquire()).await
         {
-            if error.report().severity == Severity::Fatal {
-                return Err(End::Error(error));
-            }
-            self.fail_deferred();
-            if opens {
-                self.deny_begin(header.tag);
-            }
-            self.refuse(header, &error);
-            return Ok(false);
+            return self.denied(header, opens, &error);
         }
         if self.deferred.waits() {
             self.put_begin(header.tag);
         }
         Ok(true)
+    }
+
+    /// There is no connection for the message at the front. Always false: it is answered.
+    pub(super) fn denied(
+        &mut self,
+        header: Header,
+        opens: bool,
+        error: &ClientError,
+    ) -> Result<bool, End> {
+        if error.report().severity == Severity::Fatal {
+            return Err(End::Error(error.clone()));
+        }
+        self.fail_deferred();
+        if opens {
+            self.deny_begin(header.tag);
+        }
+        self.refuse(header, error);
+        Ok(false)
     }
 
     fn sync(&mut self, header: Header) -> Step {
@@ -236,6 +260,9 @@ impl Session {
     /// Takes note of a text that is about to run.
     pub(super) fn note(&mut self, brief: &Brief) {
         self.state.note(brief);
+        if brief.risk > Risk::None {
+            self.repeat.spoil();
+        }
         self.watch_drops |= brief.deallocates_all;
         if let Some(lease) = &mut self.lease {
             lease.carried.drawn |= brief.draws;
@@ -269,6 +296,9 @@ impl Session {
     pub(super) fn refusal(&mut self, brief: &Brief) -> Option<ClientError> {
         if let Some(stale) = self.metadata.stale.take() {
             return Some(stale);
+        }
+        if let Some(lost) = self.without_quorum(brief.risk, brief.commits) {
+            return Some(lost);
         }
         if self.read_only && brief.read_write {
             let command = "SET TRANSACTION READ WRITE".into();
@@ -318,6 +348,7 @@ impl Session {
         self.in_batch = false;
         self.bound_risk = Risk::None;
         entry.risk = brief.risk;
+        entry.rolls_back = brief.control == Control::Rollback { chain: false };
         if let Some(error) = self.refusal(&brief) {
             entry.words = Some(words(&error));
             self.pipeline.push(entry);
@@ -440,7 +471,7 @@ impl Session {
 
     /// A text too long to be seen: it cannot be named, since what is named must be remembered.
     async fn long_parse(&mut self, header: Header, unnamed: bool) -> Result<Step, End> {
-        if let Some(step) = self.connected(header, Want::Writer).await? {
+        if let Some(step) = self.connected_to_write(header).await? {
             return Ok(step);
         }
         self.in_batch = true;
@@ -535,7 +566,7 @@ impl Session {
         };
         let oid = u32::from_be_bytes([oid[0], oid[1], oid[2], oid[3]]);
         let brief = Brief::unknown();
-        if let Some(step) = self.connected(header, Want::Writer).await? {
+        if let Some(step) = self.connected_to_write(header).await? {
             return Ok(step);
         }
         let mut entry = Entry::client(Expect::Function);
