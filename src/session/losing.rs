@@ -208,6 +208,9 @@ impl Session {
     /// The connection to the writer is gone, or nobody believes in it any more.
     pub(super) async fn lose(&mut self, why: &str) -> Result<(), End> {
         self.hear_the_last();
+        if self.told_end {
+            return Err(End::Lost(why.to_owned()));
+        }
         let office = self.hear();
         let same = !office.is_over(self.term);
         tracing::debug!(

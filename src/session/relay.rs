@@ -426,9 +426,9 @@ impl Session {
         }
     }
 
-    /// Whether the session has a connection to the writer.
+    /// Whether the session has a connection to the writer, and goes on without: the node has not said why it must end.
     fn is_at_writer(&self) -> bool {
-        self.lease.is_some() && self.reading.is_none()
+        self.lease.is_some() && self.reading.is_none() && !self.told_end
     }
 
     /// How much of the client's input may wait: one read, or the one message that must be seen whole.
