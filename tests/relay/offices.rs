@@ -97,9 +97,16 @@ struct Scene {
 }
 
 const LOST: &str = "E(ERROR 40001 the connection to the writer was lost inside the transaction )";
-const UNKNOWN: &str = "E(ERROR 08007 it is not known whether the transaction was committed )";
+const LOST_INSIDE: &str =
+    "E(ERROR 40001 the connection to the writer was lost inside the transaction )Z(E)";
+const LOST_AT_ITS_END: &str =
+    "E(ERROR 40001 the connection to the writer was lost inside the transaction )Z(I)";
+const UNKNOWN: &str = "E(ERROR 08007 it is not known whether the transaction was committed )Z(I)";
+const BOTH_UNKNOWN: &str = "\
+    E(ERROR 08007 it is not known whether the transaction was committed )Z(E)\
+    E(ERROR 08007 it is not known whether the transaction was committed )Z(I)";
 const FAILED: &str = "E(ERROR 25P02 current transaction is aborted, commands ignored until end of transaction block )Z(E)";
-const ONE: (&str, &str) = ("select 1", "T()D(\0\u{1}\0\0\0\u{1}1)C(SELECT 1)Z(I)");
+const ONE: (&str, &str) = ("select 1", "T()D(1)C(SELECT 1)Z(I)");
 
 /// A table that somebody has locked.
 const READ: &str = "select count(*) from t";
@@ -130,29 +137,25 @@ async fn scenes(house: &House, node: &Client) -> Vec<Scene> {
     raw.query("set application_name = 'kept'")
         .says("C(SET)Z(I)")
         .await;
-    let named = (
-        "show application_name",
-        "T()D(\0\u{1}\0\0\0\u{4}kept)C(SHOW)Z(I)",
-    );
+    let named = ("show application_name", "T()D(kept)C(SHOW)Z(I)");
     add("idle", raw, "", vec![named, ONE]);
 
     // Transactions.
     let raw = transaction("insert into counted values (100, 1)").await;
-    let told = const {
-        "E(ERROR 40001 the connection to the writer was lost inside the transaction )Z(E)"
-    };
     let goes_on = vec![
-        ("select 1", told),
+        ("select 1", LOST_INSIDE),
         ("select 1", FAILED),
         ("commit", "C(ROLLBACK)Z(I)"),
         ONE,
     ];
     add("idle in a transaction", raw, "", goes_on);
     let raw = transaction("insert into counted values (101, 1)").await;
-    let ended = const {
-        "E(ERROR 40001 the connection to the writer was lost inside the transaction )Z(I)"
-    };
-    add("idle, then commit", raw, "", vec![("commit", ended), ONE]);
+    add(
+        "idle, then commit",
+        raw,
+        "",
+        vec![("commit", LOST_AT_ITS_END), ONE],
+    );
     let raw = transaction("insert into counted values (102, 1)").await;
     add(
         "idle, then rollback",
@@ -173,7 +176,7 @@ async fn scenes(house: &House, node: &Client) -> Vec<Scene> {
     add(
         "a statement of a transaction",
         raw,
-        told,
+        LOST_INSIDE,
         vec![("rollback", "C(ROLLBACK)Z(I)"), ONE],
     );
     let mut raw = transaction("insert into counted values (104, 1)").await;
@@ -186,7 +189,7 @@ async fn scenes(house: &House, node: &Client) -> Vec<Scene> {
     add(
         "a batch of a transaction",
         raw,
-        told,
+        LOST_INSIDE,
         vec![("rollback", "C(ROLLBACK)Z(I)"), ONE],
     );
     let mut raw = transaction("insert into counted values (105, 1)").await;
@@ -194,7 +197,7 @@ async fn scenes(house: &House, node: &Client) -> Vec<Scene> {
     add(
         "copy",
         raw,
-        told,
+        LOST_INSIDE,
         vec![("rollback", "C(ROLLBACK)Z(I)"), ONE],
     );
     let mut raw = house.raw().await;
@@ -204,18 +207,17 @@ async fn scenes(house: &House, node: &Client) -> Vec<Scene> {
         .query("commit")
         .go()
         .await;
-    let both = const {
-        "E(ERROR 08007 it is not known whether the transaction was committed )Z(E)\
-        E(ERROR 08007 it is not known whether the transaction was committed )Z(I)"
-    };
-    add("a commit behind what is not answered", raw, both, vec![ONE]);
+    add(
+        "a commit behind what is not answered",
+        raw,
+        BOTH_UNKNOWN,
+        vec![ONE],
+    );
 
     // Alone.
     let mut raw = house.raw().await;
     raw.query(WRITE).go().await;
-    let unknown =
-        const { "E(ERROR 08007 it is not known whether the transaction was committed )Z(I)" };
-    add("a write", raw, unknown, vec![ONE]);
+    add("a write", raw, UNKNOWN, vec![ONE]);
     let mut raw = house.raw().await;
     raw.parse("", WRITE)
         .bind("", "", &[])
@@ -223,7 +225,7 @@ async fn scenes(house: &House, node: &Client) -> Vec<Scene> {
         .sync()
         .go()
         .await;
-    add("a batch that writes", raw, unknown, vec![ONE]);
+    add("a batch that writes", raw, UNKNOWN, vec![ONE]);
     let mut raw = house.raw().await;
     raw.parse("", WRITE)
         .bind("", "", &[])
@@ -234,8 +236,7 @@ async fn scenes(house: &House, node: &Client) -> Vec<Scene> {
     add("a batch without its end", raw, "", vec![]);
     let mut raw = house.raw().await;
     raw.query(READ).go().await;
-    let zero = const { "T()D(\0\u{1}\0\0\0\u{1}0)C(SELECT 1)Z(I)" };
-    add("a read", raw, zero, vec![ONE]);
+    add("a read", raw, "T()D(0)C(SELECT 1)Z(I)", vec![ONE]);
     let mut raw = house.raw().await;
     raw.parse("r", READ)
         .bind("", "r", &[])
@@ -244,8 +245,12 @@ async fn scenes(house: &House, node: &Client) -> Vec<Scene> {
         .sync()
         .go()
         .await;
-    let zero = const { "1()2()T()D(\0\u{1}\0\0\0\u{1}0)C(SELECT 1)Z(I)" };
-    add("a batch that reads", raw, zero, vec![ONE]);
+    add(
+        "a batch that reads",
+        raw,
+        "1()2()T()D(0)C(SELECT 1)Z(I)",
+        vec![ONE],
+    );
 
     // What lives on one node.
     for (what, sql) in [
@@ -394,7 +399,7 @@ async fn a_commit_in_flight_is_unknown_and_one_that_was_answered_is_not() {
     .await;
     change.say(0, State::Vacant);
     for raw in [&mut commit, &mut write] {
-        raw.says(&format!("{UNKNOWN}Z(I)")).await;
+        raw.says(UNKNOWN).await;
     }
     change.next(1);
     commit.query(WRITE).says("C(INSERT 0 1)Z(I)").await;
