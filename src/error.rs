@@ -400,7 +400,7 @@ impl ClientError {
             }
             Self::NoWriter { waited } => Report::error(Node, "57P03", "the cluster has no writer")
                 .detail(format!("None has taken office within {} ms.", waited.as_millis()))
-                .hint("Run it again later; select * from cluster_nodes on the read-only port says what is wrong.")
+                .hint("Run it again later; GET /status on the port for operators says what is wrong with each node.")
                 .retry(),
             Self::Held { what } => {
                 let text = format!("terminating connection because it held {what} on a writer that has left");

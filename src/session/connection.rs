@@ -5,16 +5,17 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
+use std::time::Instant;
 
 use crate::cluster::office::Office;
-use crate::error::ClientError;
+use crate::error::{ClientError, Severity};
 use crate::node::backend::BackendError;
 use crate::node::pool::{Lease, Pool};
 use crate::node::pooled::node_error;
-use crate::session::offices::{is_away, over};
+use crate::session::offices::{is_away, over, patience};
 use crate::session::pipeline::Own;
-use crate::session::relay::Session;
-use crate::wire::frame::Scanner;
+use crate::session::relay::{End, Session};
+use crate::wire::frame::{Header, Scanner};
 use crate::wire::message::backend::{self, Status};
 
 /// How often a connection that turns out dead on first use is replaced by another.
@@ -33,6 +34,47 @@ impl Session {
             lease.release();
         }
         self.end_reading();
+    }
+
+    /// Takes a connection to the writer for the message at the front, unless there is one, or answers that there is
+    /// none. False: answered. `opens`: it begins a transaction.
+    pub(super) async fn at_writer(&mut self, header: Header, opens: bool) -> Result<bool, End> {
+        // Aside, as all that is large and not taken by every message: the frame of each message's future would be
+        // copied through all the functions around it.
+        while self.lease.is_some() && !self.resume() {
+            match Box::pin(self.wait_on_lease()).await {
+                Err(End::Error(error)) => return self.denied(header, opens, &error),
+                waited => waited?,
+            }
+        }
+        if self.lease.is_none()
+            && !self.take_idle()
+            && let Err(error) = Box::pin(self.acquire()).await
+        {
+            return self.denied(header, opens, &error);
+        }
+        if self.deferred.waits() {
+            self.put_begin(header.tag);
+        }
+        Ok(true)
+    }
+
+    /// There is no connection for the message at the front. Always false: it is answered.
+    pub(super) fn denied(
+        &mut self,
+        header: Header,
+        opens: bool,
+        error: &ClientError,
+    ) -> Result<bool, End> {
+        if error.report().severity == Severity::Fatal {
+            return Err(End::Error(error.clone()));
+        }
+        self.fail_deferred();
+        if opens {
+            self.deny_begin(header.tag);
+        }
+        self.refuse(header, error);
+        Ok(false)
     }
 
     /// Takes an idle connection to the writer on which nothing has to be undone or set, if there is one.
@@ -97,6 +139,7 @@ impl Session {
             Box::pin(self.catch_writer_up()).await;
         }
         let mut tries = 0;
+        let mut until = None;
         loop {
             let office = self.hear();
             if !office.serves() {
@@ -104,6 +147,7 @@ impl Session {
                     return Ok(false);
                 }
                 self.wait_for_office().await?;
+                until = None;
                 continue;
             }
             self.join(office)?;
@@ -127,7 +171,10 @@ impl Session {
                 Err(Dressing::Io(_)) if tries < ACQUIRE_TRIES => continue,
                 Err(error) => {
                     let error = self.dressing_error(error);
-                    if in_line && is_away(&error) && self.patient(office).await? {
+                    let until = *until
+                        .get_or_insert_with(|| Instant::now() + patience(&self.shared.config));
+                    if in_line && is_away(&error) && Instant::now() < until {
+                        self.patient(office).await?;
                         tries = 0;
                         continue;
                     }

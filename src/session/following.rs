@@ -15,7 +15,6 @@ use crate::error::ClientError;
 use crate::ids::{NodeId, Tables};
 use crate::node::pool::Lease;
 use crate::session::brief::{Brief, Control, Inside};
-use crate::session::pipeline::Risk;
 use crate::session::reading::{
     Block, CONNECT_LIMIT, GATE_LIMIT, KEPT_BYTES_MAX, Reading, is_foreign,
 };
@@ -95,31 +94,6 @@ impl Session {
         } else {
             Ok(Some(Step::Next))
         }
-    }
-
-    /// The same for what may write, of which nothing else is known. Where there is no majority, it is refused; the
-    /// transaction has failed then, and its node is left.
-    pub(super) async fn connected_to_write(&mut self, header: Header) -> Result<Option<Step>, End> {
-        self.hear();
-        let Some(lost) = self.without_quorum(Risk::Commit, false) else {
-            return self.connected(header, Want::Writer).await;
-        };
-        if self.reading.is_some()
-            && let Some(step) = Box::pin(self.leave_follower(header)).await?
-        {
-            return Ok(Some(step));
-        }
-        if self.lease.is_some() && !self.pipeline.is_empty() {
-            return Ok(Some(Step::Wait));
-        }
-        let open = self.status != Status::Idle && !self.deferred.waits();
-        self.drop_lease().await;
-        if open {
-            self.deferred.lose(None);
-            self.status = Status::Failed;
-        }
-        self.denied(header, false, &lost)?;
-        Ok(Some(Step::Next))
     }
 
     /// Waits in a transaction for what its node lacks. False: in vain, or it is none.

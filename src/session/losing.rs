@@ -157,13 +157,13 @@ impl Session {
         Ok(())
     }
 
-    /// Waits for news where the writer can't be reached. False: there are none.
-    pub(super) async fn patient(&mut self, office: Office) -> Result<bool, ClientError> {
+    /// Waits before the writer is tried again, which can't be reached.
+    pub(super) async fn patient(&mut self, office: Office) -> Result<(), ClientError> {
         self.cancel.wait();
         let shared = &self.shared;
         let mut heard = self.heard.clone();
         tokio::select! {
-            news = offices::news(&mut heard, office, &shared.config) => Ok(news),
+            () = offices::news(&mut heard, office, &shared.config) => Ok(()),
             () = self.cancel.requested() => Err(ClientError::Cancelled),
             () = shared.abort.cancelled() => Err(ClientError::ShuttingDown),
         }

@@ -26,8 +26,9 @@ pub type Last = (Word, Option<Status>);
 #[derive(Default)]
 struct Unit {
     client: bool,
-    ready: bool,
-    sync_alone: bool,
+    messages: usize,
+    /// What brings its `ReadyForQuery`.
+    end: Option<Expect>,
     rolls_back: bool,
     risk: Risk,
 }
@@ -66,7 +67,7 @@ pub fn last_words<'a>(
             }
             Status::Failed => Word::Error(ClientError::TransactionAborted),
         };
-        words.push((word, unit.ready.then_some(state)));
+        words.push((word, unit.end.map(|_| state)));
     }
     if words.is_empty() && state == Status::Open {
         state = Status::Failed;
@@ -77,10 +78,10 @@ pub fn last_words<'a>(
 /// Outside of transactions.
 fn alone(unit: &Unit) -> Word {
     match unit.risk {
-        Risk::None if unit.sync_alone => Word::Nothing,
+        Risk::None if unit.messages == 1 && unit.end == Some(Expect::Sync) => Word::Nothing,
         Risk::None => Word::Error(ClientError::ReadBroken),
         // Without its Sync nothing of a batch is committed.
-        Risk::Write if !unit.ready => Word::Error(ClientError::TransactionLost),
+        Risk::Write if unit.end.is_none() => Word::Error(ClientError::TransactionLost),
         Risk::Write | Risk::Commit => Word::Error(ClientError::CommitUnknown),
     }
 }
@@ -88,12 +89,11 @@ fn alone(unit: &Unit) -> Word {
 fn units<'a>(awaited: impl Iterator<Item = &'a Entry>, in_batch: bool) -> Vec<Unit> {
     let mut units = Vec::new();
     let mut open = Unit::default();
-    let mut length = 0;
     for entry in awaited {
         if matches!(entry.expect, Expect::Local | Expect::CopyEnd) {
             continue;
         }
-        length += 1;
+        open.messages += 1;
         open.client |= entry.own.is_none();
         open.risk = open.risk.max(entry.risk);
         open.rolls_back |= entry.rolls_back;
@@ -101,10 +101,8 @@ fn units<'a>(awaited: impl Iterator<Item = &'a Entry>, in_batch: bool) -> Vec<Un
             entry.expect,
             Expect::Query | Expect::Function | Expect::Sync
         ) {
-            open.ready = true;
-            open.sync_alone = length == 1 && entry.expect == Expect::Sync;
+            open.end = Some(entry.expect);
             let unit = std::mem::take(&mut open);
-            length = 0;
             // The proxy's own question goes to nobody.
             if entry.own.is_none() {
                 units.push(unit);

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::cluster::office::{Heard, Office, State, Told, first};
 use crate::cluster::service::Answer;
@@ -115,6 +115,7 @@ impl Offices {
         ask: impl Fn(Office) -> Answer<'a, Result<T, ClientError>>,
     ) -> Result<T, ClientError> {
         let mut heard = self.heard();
+        let until = Instant::now() + patience(config);
         loop {
             let office = serving(&mut heard, config).await?;
             let answer = tokio::select! {
@@ -123,7 +124,9 @@ impl Offices {
                 () = over(&mut heard, office.term) => continue,
             };
             match answer {
-                Err(error) if is_away(&error) && news(&mut heard, office, config).await => {}
+                Err(error) if is_away(&error) && Instant::now() < until => {
+                    news(&mut heard, office, config).await;
+                }
                 answer => return answer,
             }
         }
@@ -159,13 +162,27 @@ pub async fn over(heard: &mut Heard, term: Epoch) {
     }
 }
 
-/// Waits for other news than this, as long as the steward may need to find a node dead. False: there is none.
-pub async fn news(heard: &mut Heard, office: Office, config: &Config) -> bool {
+/// Until there are news. Whoever tells them outlives all sessions.
+pub async fn changed(mut heard: Heard) {
+    if heard.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// For how long a writer that can't be reached is tried: as long as the steward may need to find it dead, and a server
+/// that restarts by itself to be back.
+pub fn patience(config: &Config) -> Duration {
     let health = &config.health;
     let probes = u64::from(health.probe_failures) + 1;
-    let limit = Duration::from_millis(health.probe_interval_ms.saturating_mul(probes));
+    Duration::from_millis(health.probe_interval_ms.saturating_mul(probes))
+}
+
+/// Waits for other news than this, or for the moment at which a node that could not be reached is tried again.
+pub async fn news(heard: &mut Heard, office: Office, config: &Config) {
+    let limit = Duration::from_millis(config.health.probe_interval_ms);
     let other = heard.wait_for(|now| *now != office);
-    matches!(tokio::time::timeout(limit, other).await, Ok(Ok(_)))
+    // Either is a reason to look again.
+    let _ = tokio::time::timeout(limit, other).await;
 }
 
 /// Whether an error says that the node is not there to be asked, or about to go.
@@ -210,7 +227,7 @@ pub async fn attend(shared: Arc<Shared>) {
         if now.is_over(office.term) {
             shared.pools.close_node(office.writer);
         }
-        since = since.or_else(|| Some(std::time::Instant::now()));
+        since = since.or_else(|| Some(Instant::now()));
         office = now;
     }
 }
@@ -219,7 +236,7 @@ fn tell(
     shared: &Shared,
     former: Office,
     office: Office,
-    begun: std::time::Instant,
+    begun: Instant,
     before: &[u64; OUTCOMES.len()],
 ) {
     let now = shared.offices.counts();

@@ -31,7 +31,7 @@ use crate::session::doubts::{Doubt, Doubts};
 use crate::session::global_ddl::After;
 use crate::session::losing::Kept;
 use crate::session::metadata::Metadata;
-use crate::session::offices::Rest;
+use crate::session::offices::{Rest, changed};
 use crate::session::pipeline::{Entry, Expect, Own, Pipeline, Risk};
 use crate::session::prepared::{Prepared, Shelf, Statement};
 use crate::session::probe;
@@ -467,7 +467,8 @@ impl Session {
             Box::pin(self.office_changed()).await?;
         }
         loop {
-            if self.doubt.is_none() && self.shared.relay.doubts.any() {
+            let answered = !self.pipeline.is_empty();
+            if answered && self.doubt.is_none() && self.shared.relay.doubts.any() {
                 self.shared.relay.doubts.over().await;
             }
             match self.answers() {
@@ -506,24 +507,6 @@ impl Session {
             self.rest().await?;
         }
         self.requests().await
-    }
-
-    /// Waits until the majority has what the writer has: an answer is held that may speak of a commit
-    /// whose wait was broken off (rule 4). The client's own cancel does not end it.
-    async fn make_certain(&mut self) -> Result<(), End> {
-        let writer = self.pool.node();
-        // Where the client had the server say nothing of it, it may have happened.
-        let doubts = &self.shared.relay.doubts;
-        self.doubt.get_or_insert_with(|| doubts.enter());
-        tokio::select! {
-            biased;
-            known = self.shared.relay.service().wait_quorum(writer) => known?,
-            () = self.left() => return Err(End::Lost("the writer has left".to_owned())),
-        }
-        self.doubt = None;
-        self.uncertain = false;
-        self.certain = true;
-        Ok(())
     }
 
     /// The server is idle and everything is answered: looks at what was left behind, or lets go.
@@ -585,32 +568,11 @@ impl Session {
             lease.carried.unnamed = None;
         }
     }
-
-    /// The answer to the probe is complete.
-    pub(super) fn probed(&mut self) {
-        let Some(lease) = &mut self.lease else { return };
-        if self.own_failed {
-            self.state.not_found();
-            self.probe_failed = true;
-        } else {
-            let finding = probe::read(&self.own_rows, &self.user);
-            lease.carried.settings.clone_from(&finding.settings);
-            lease.carried.tainted |= self.state.found(&finding);
-        }
-        self.own_rows.clear();
-    }
 }
 
 async fn gone_by(gone: Option<&CancellationToken>) {
     match gone {
         Some(gone) => gone.cancelled().await,
         None => std::future::pending().await,
-    }
-}
-
-/// Until there are news. Whoever tells them outlives all sessions.
-async fn changed(mut heard: Heard) {
-    if heard.changed().await.is_err() {
-        std::future::pending::<()>().await;
     }
 }

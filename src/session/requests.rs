@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::cluster::office;
-use crate::error::{ClientError, Refusal, Severity};
+use crate::error::{ClientError, Refusal};
 use crate::session::brief::{Brief, Briefs, Control};
 use crate::session::client;
 use crate::session::deferred::Stage;
@@ -198,47 +198,6 @@ impl Session {
                 && self.status == Status::Idle
                 && self.state.unsure()
                 && !self.pipeline.is_empty()
-    }
-
-    /// Takes a connection to the writer for the message at the front, unless there is one, or answers that there is
-    /// none. False: answered. `opens`: it begins a transaction.
-    pub(super) async fn at_writer(&mut self, header: Header, opens: bool) -> Result<bool, End> {
-        // Aside, as all that is large and not taken by every message: the frame of each message's future would be
-        // copied through all the functions around it.
-        while self.lease.is_some() && !self.resume() {
-            match Box::pin(self.wait_on_lease()).await {
-                Err(End::Error(error)) => return self.denied(header, opens, &error),
-                waited => waited?,
-            }
-        }
-        if self.lease.is_none()
-            && !self.take_idle()
-            && let Err(error) = Box::pin(self.acquire()).await
-        {
-            return self.denied(header, opens, &error);
-        }
-        if self.deferred.waits() {
-            self.put_begin(header.tag);
-        }
-        Ok(true)
-    }
-
-    /// There is no connection for the message at the front. Always false: it is answered.
-    pub(super) fn denied(
-        &mut self,
-        header: Header,
-        opens: bool,
-        error: &ClientError,
-    ) -> Result<bool, End> {
-        if error.report().severity == Severity::Fatal {
-            return Err(End::Error(error.clone()));
-        }
-        self.fail_deferred();
-        if opens {
-            self.deny_begin(header.tag);
-        }
-        self.refuse(header, error);
-        Ok(false)
     }
 
     fn sync(&mut self, header: Header) -> Step {
@@ -471,13 +430,14 @@ impl Session {
 
     /// A text too long to be seen: it cannot be named, since what is named must be remembered.
     async fn long_parse(&mut self, header: Header, unnamed: bool) -> Result<Step, End> {
-        if let Some(step) = self.connected_to_write(header).await? {
+        if let Some(step) = self.connected(header, Want::Writer).await? {
             return Ok(step);
         }
         self.in_batch = true;
-        if !unnamed {
-            let what = "the text of a named statement";
-            self.refuse_parse(false, &ClientError::TooLarge { what });
+        let what = "the text of a named statement";
+        let fault = (!unnamed).then_some(ClientError::TooLarge { what });
+        if let Some(fault) = fault.or_else(|| self.without_quorum(Risk::Commit, false)) {
+            self.refuse_parse(unnamed, &fault);
             self.pass(header, false);
             return Ok(Step::Next);
         }
@@ -566,14 +526,16 @@ impl Session {
         };
         let oid = u32::from_be_bytes([oid[0], oid[1], oid[2], oid[3]]);
         let brief = Brief::unknown();
-        if let Some(step) = self.connected_to_write(header).await? {
+        if let Some(step) = self.connected(header, Want::Writer).await? {
             return Ok(step);
         }
         let mut entry = Entry::client(Expect::Function);
         entry.risk = Risk::Commit;
-        if LARGE_OBJECTS.contains(&oid) {
+        let large = LARGE_OBJECTS.contains(&oid);
+        let fault = large.then_some(ClientError::Refused(Refusal::LargeObjects));
+        if let Some(fault) = fault.or_else(|| self.without_quorum(Risk::Commit, false)) {
             let mut entry = Entry::client(Expect::Query);
-            entry.words = Some(words(&ClientError::Refused(Refusal::LargeObjects)));
+            entry.words = Some(words(&fault));
             self.pipeline.push(entry);
             self.pass(header, false);
             let _ = frontend::query(&mut self.to_server, UNPARSABLE);
