@@ -40,8 +40,9 @@ impl Kept {
         self.spoilt = true;
     }
 
-    /// All of it has been answered.
+    /// Something has been answered to its end.
     pub fn done(&mut self) {
+        self.spoilt = true;
         self.again = 0;
     }
 
