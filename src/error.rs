@@ -182,6 +182,18 @@ pub enum ClientError {
         /// What was wrong.
         fault: String,
     },
+    /// The cluster has no writer, and had none for so long.
+    #[error("no writer for {waited:?}")]
+    NoWriter {
+        /// How long the client waited.
+        waited: Duration,
+    },
+    /// What the session held on the writer is lost with it.
+    #[error("held on a lost writer: {what}")]
+    Held {
+        /// What it held.
+        what: &'static str,
+    },
     /// The connection to the writer was lost with the transaction still open: nothing of it stays.
     #[error("transaction lost with its connection")]
     TransactionLost,
@@ -381,15 +393,29 @@ impl ClientError {
             }
             Self::NoQuorum { in_sync, total } => {
                 let text = format!("write quorum lost: {in_sync} of {total} nodes in sync");
-                Report::error(Node, "25006", text).retry()
+                Report::error(Node, "25006", text)
+                    .detail(format!("A commit needs {} nodes in sync. Reads are answered meanwhile.", total / 2 + 1))
+                    .hint("Run it again when nodes are back; select * from cluster_nodes says what is wrong with each.")
+                    .retry()
+            }
+            Self::NoWriter { waited } => Report::error(Node, "57P03", "the cluster has no writer")
+                .detail(format!("None has taken office within {} ms.", waited.as_millis()))
+                .hint("Run it again later; GET /status on the port for operators says what is wrong with each node.")
+                .retry(),
+            Self::Held { what } => {
+                let text = format!("terminating connection because it held {what} on a writer that has left");
+                Report::fatal(Node, "57P01", text)
+                    .detail("That lived on one node only and is lost. Another node writes now, or soon will.")
+                    .hint("Connect again, and make it anew.")
+                    .retry()
             }
             Self::NodeUnreachable { node } => Report::error(Node, "57P03", format!("node \"{node}\" can't be reached")).retry(),
             Self::NodeFault { node, fault } => Report::error(Node, "08001", format!("node \"{node}\" could not be used: {fault}")),
-            Self::TransactionLost => Report::fatal(Node, "40001", "the connection to the writer was lost inside the transaction")
+            Self::TransactionLost => Report::error(Node, "40001", "the connection to the writer was lost inside the transaction")
                 .detail("Nothing of the transaction was committed.")
                 .hint("Run the transaction again.")
                 .retry(),
-            Self::CommitUnknown => Report::fatal(Node, "08007", "it is not known whether the transaction was committed")
+            Self::CommitUnknown => Report::error(Node, "08007", "it is not known whether the transaction was committed")
                 .detail("The connection to the writer was lost, or no majority answered, while COMMIT ran.")
                 .hint("Look whether its effects are there before running it again."),
             Self::ReadBroken => Report::error(Node, "40001", "the node that answered was lost before its answer was whole")
@@ -554,8 +580,10 @@ mod tests {
             (E::NoQuorum { in_sync: 1, total: 3 }, Error, "25006", Node, true),
             (E::NodeUnreachable { node: name() }, Error, "57P03", Node, true),
             (E::NodeFault { node: name(), fault: name() }, Error, "08001", Node, false),
-            (E::TransactionLost, Fatal, "40001", Node, true),
-            (E::CommitUnknown, Fatal, "08007", Node, false),
+            (E::NoWriter { waited: Duration::from_secs(1) }, Error, "57P03", Node, true),
+            (E::Held { what: "a temporary table" }, Fatal, "57P01", Node, true),
+            (E::TransactionLost, Error, "40001", Node, true),
+            (E::CommitUnknown, Error, "08007", Node, false),
             (E::ReadBroken, Error, "40001", Node, true),
             (E::NotHere, Error, "40001", Proxy, true),
             (E::BadConsistency { value: name() }, Error, "22023", Client, false),

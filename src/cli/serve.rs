@@ -7,20 +7,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::threads::Threads;
 use crate::cluster::asked::Asked;
 use crate::cluster::bring_up::BringUpError;
-use crate::cluster::office::{self, Heard};
 use crate::cluster::reigns::Cluster;
 use crate::config::Config;
 use crate::http::door::{Operators, Running};
 use crate::http::{self, metrics, orders};
-use crate::ids::NodeId;
 use crate::session::listener::{self, Door};
+use crate::session::offices;
 use crate::session::relay;
 use crate::session::shared::{SetupError, Shared};
 
@@ -72,18 +70,19 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), ServeErr
     tokio::spawn(http::door::serve(listener, Arc::clone(&operators), closed));
     let replication = Threads::start("replication").map_err(ServeError::Thread)?;
     let shared = Arc::new(Shared::new(Arc::clone(&config))?);
-    let (office, heard) = watch::channel(office::first(NodeId(0)));
-    let begun = Cluster::start(Arc::clone(&config), Arc::clone(&shared.pools), office);
+    let begun = Cluster::start(
+        Arc::clone(&config),
+        Arc::clone(&shared.pools),
+        shared.office(),
+    );
     let mut starting = replication.spawn(begun);
     let Some(started) = stop.run_until_cancelled(&mut starting).await else {
         starting.abort();
         return Ok(());
     };
     let cluster = started.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
-    let telling = tokio::spawn(tell(Arc::clone(&shared), heard));
     let served = serve(&config, &shared, &cluster, &operators, stop).await;
     cluster.stop().await;
-    telling.abort();
     tracing::info!("stopped");
     served
 }
@@ -97,16 +96,6 @@ async fn bind(key: &'static str, address: &str) -> Result<TcpListener, ServeErro
     })
 }
 
-/// Sessions hear of each writer.
-async fn tell(shared: Arc<Shared>, mut heard: Heard) {
-    loop {
-        shared.set_writer(heard.borrow_and_update().writer);
-        if heard.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
 /// Opens the doors, and closes them again when `stop` is cancelled.
 async fn serve(
     config: &Arc<Config>,
@@ -115,7 +104,6 @@ async fn serve(
     operators: &Operators,
     stop: CancellationToken,
 ) -> Result<(), ServeError> {
-    shared.set_writer(cluster.steward().writer());
     shared.relay.set_service(Arc::new(Asked {
         cluster: Arc::clone(cluster),
         pools: Arc::clone(&shared.pools),
@@ -141,6 +129,7 @@ async fn serve(
         };
         work.spawn(door.serve(Arc::clone(shared), clients.clone(), relay::run));
     }
+    work.spawn(offices::attend(Arc::clone(&shared)));
     let pools = Arc::clone(&shared.pools);
     let stop_tending = shared.abort.clone();
     work.spawn(async move { pools.tend(stop_tending).await });

@@ -50,3 +50,15 @@ pub fn first(writer: NodeId) -> Office {
         state: State::Open,
     }
 }
+
+impl Office {
+    /// Whether anything may begin at the writer.
+    pub fn serves(&self) -> bool {
+        matches!(self.state, State::Open | State::ReadOnly { .. })
+    }
+
+    /// Whether what was begun in a term has lost its writer.
+    pub fn is_over(&self, term: Epoch) -> bool {
+        self.term != term || self.state == State::Vacant
+    }
+}

@@ -79,6 +79,7 @@ pub const FAMILIES: &[Family] = &[
     family("synapsedb_reads_total", Counter, Unit::Count, "Reads that any node could have answered, by the node that did."),
     family("synapsedb_read_wait_seconds", Histogram(SECONDS), Unit::Seconds, "How long a follower's answer was held until the writer showed what was in it; answers that were not held are not counted."),
     family("synapsedb_reruns_total", Counter, Unit::Count, "Reads begun on a follower and run again, by why: wrote (it writes), type (its values have types with other OIDs there), lost (the node), blocks (the node's applier waited for it), late (the writer did not show the same in time)."),
+    family("synapsedb_sessions_at_change_total", Counter, Unit::Count, "Sessions that met a change or loss of the writer, or of their connection to it, by outcome: moved (nothing was under way), again (a read was run again), failed (40001), unknown (08007), ended (57P01)."),
     // Connections to nodes.
     family("synapsedb_pool_connections", Gauge, Unit::Count, "Connections to a node for clients' work, used and idle."),
     family("synapsedb_pool_waiting", Gauge, Unit::Count, "Sessions that wait for a connection to a node."),

@@ -21,7 +21,7 @@ use super::identity::{Bearer, Epoch, Identity, SharedBearer};
 use super::keys::{KeyRing, RoleKey};
 use super::pooled::{Opener, PoolError, Pooled};
 use crate::config::{AuthMode, Config};
-use crate::ids::NodeId;
+use crate::ids::{Epoch as Term, NodeId};
 
 /// A permit that is free now, or none.
 const AT_ONCE: Timeouts = Timeouts {
@@ -43,6 +43,8 @@ pub struct Pool {
     pressure: Notify,
     defaults: Mutex<Option<String>>,
     bearer: SharedBearer,
+    /// The newest term in which it was asked for a connection to the writer.
+    term: AtomicU64,
 }
 
 impl Pool {
@@ -55,6 +57,20 @@ impl Pool {
     /// at its login, the connection is not for it.
     pub fn epoch(&self) -> Epoch {
         self.bearer.epoch()
+    }
+
+    /// Its connections are the writer's in this term: what was opened in an earlier one is not used any more.
+    pub fn begin_term(&self, term: Term) {
+        if self.term.load(Ordering::Acquire) < term.0 {
+            // First, so that whoever finds the term begun finds nothing older.
+            self.renew();
+            self.term.fetch_max(term.0, Ordering::AcqRel);
+        }
+    }
+
+    /// The newest term that has begun.
+    pub fn term(&self) -> Term {
+        Term(self.term.load(Ordering::Acquire))
     }
 
     /// A connection of one's own until it is released: at once where one is free, else after waiting
@@ -108,7 +124,8 @@ impl Pool {
     }
 
     fn lease(self: &Arc<Self>, object: Object<Opener>) -> Lease {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        // Counted before whoever has it looks at the office again (`session/offices.rs`).
+        self.in_flight.fetch_add(1, Ordering::SeqCst);
         Lease {
             object: Some(object),
             pool: Arc::clone(self),
@@ -426,7 +443,7 @@ impl Pools {
     /// How many sessions work on a node.
     pub fn in_flight(&self, node: NodeId) -> usize {
         let leases = self.in_flight.get(node.0);
-        leases.map_or(0, |leases| leases.load(Ordering::Relaxed))
+        leases.map_or(0, |leases| leases.load(Ordering::SeqCst))
     }
 
     /// [`Pools::pool`] and [`Pool::acquire`] in one.
@@ -491,6 +508,7 @@ impl Pools {
             pressure: Notify::new(),
             defaults: Mutex::default(),
             bearer,
+            term: AtomicU64::new(0),
         })
     }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::error::ClientError;
-use crate::session::brief::{Brief, facts_of};
+use crate::session::brief::{Brief, Control, facts_of};
 use crate::session::client;
 use crate::session::prepared::Statement;
 use crate::session::relay::{End, Session};
@@ -59,6 +59,14 @@ impl Session {
         self.refuse(header, &why.unwrap_or(ClientError::TransactionAborted))
     }
 
+    /// COMMIT of a transaction of whose failure its client has not heard: it fails, and the transaction is over, as on
+    /// one server. The tag ROLLBACK would be taken for success.
+    fn refuse_commit(&mut self, header: Header) -> Step {
+        let why = self.deferred.why.take();
+        self.end_failed(false);
+        self.refuse(header, &why.unwrap_or(ClientError::TransactionLost))
+    }
+
     /// Answers the message at the front with an error, and ignores all until Sync where it is of a batch.
     pub(super) fn refuse(&mut self, header: Header, error: &ClientError) -> Step {
         client::put_error(&mut self.to_client, &error.report());
@@ -80,6 +88,9 @@ impl Session {
             return Ok(self.refuse_aborted(header));
         };
         let chain = match facts.statements.first().map(|one| &one.kind) {
+            Some(Kind::Commit { .. }) if self.deferred.why.is_some() => {
+                return Ok(self.refuse_commit(header));
+            }
             Some(Kind::Commit { chain } | Kind::Rollback { chain }) => *chain,
             Some(_) => return Ok(self.refuse_aborted(header)),
             None => {
@@ -147,15 +158,18 @@ impl Session {
             return self.names_missing();
         };
         let end = match self.meaning(&name) {
-            Some(meaning) => meaning.statement.brief.control.ends(),
+            Some(meaning) => {
+                let control = meaning.statement.brief.control;
+                control.ends().map(|_| control)
+            }
             None => return Ok(self.refuse_unknown(header, name)),
         };
         let portal = names::portal_range(&self.input).map_err(violation)?;
-        let Some((portal, chain)) = portal.zip(end) else {
+        let Some((portal, control)) = portal.zip(end) else {
             return Ok(self.refuse_aborted(header));
         };
         self.count_text(&Brief::default());
-        self.deferred.end = Some((Bytes::copy_from_slice(&self.input[portal]), chain));
+        self.deferred.end = Some((Bytes::copy_from_slice(&self.input[portal]), control));
         backend::bind_complete(&mut self.to_client);
         self.pass(header, false);
         Ok(Step::Next)
@@ -171,11 +185,11 @@ impl Session {
         self.refuse(header, &ClientError::NoPortal { name })
     }
 
-    /// Whether a portal is the one that ends the transaction; if so, whether the next begins at once.
-    fn ending(&self, portal: &[u8]) -> Option<bool> {
+    /// What a portal ends the transaction with, if it does.
+    fn ending(&self, portal: &[u8]) -> Option<Control> {
         let end = self.deferred.end.as_ref();
         end.filter(|(name, _)| name == portal)
-            .map(|(_, chain)| *chain)
+            .map(|(_, control)| *control)
     }
 
     fn aborted_describe(&mut self, header: Header) -> Result<Step, End> {
@@ -210,10 +224,13 @@ impl Session {
 
     fn aborted_execute(&mut self, header: Header) -> Result<Step, End> {
         let name = self.portal()?;
-        let Some(chain) = self.ending(&name) else {
+        let Some(control) = self.ending(&name) else {
             return Ok(self.refuse_portal(header, &name));
         };
-        self.end_aborted(chain);
+        if matches!(control, Control::Commit { .. }) && self.deferred.why.is_some() {
+            return Ok(self.refuse_commit(header));
+        }
+        self.end_aborted(control.ends() == Some(true));
         if self.lease.is_none() {
             // With a connection the Sync that follows goes to the node, and its answer counts.
             self.count_ready();

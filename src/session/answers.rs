@@ -115,6 +115,7 @@ impl Session {
         if *passed == 0 {
             return;
         }
+        self.repeat.spoil();
         if self.to_client.is_empty() && *passed == input.len() {
             std::mem::swap(&mut self.to_client, input);
             input.clear();
@@ -188,6 +189,10 @@ impl Session {
                 rows::forget_tables(whole);
             }
         }
+        if header.tag == b'E' && !reading && ends(&input[*passed..*passed + header.len.min(here)]) {
+            self.move_out(input, passed);
+            return Err(End::Lost("the node ended the connection".to_owned()));
+        }
         let frame = &input[*passed..*passed + header.len.min(here)];
         let frame = if read && readable { frame } else { &[] };
         if self.must_be_certain(header.tag) {
@@ -226,12 +231,14 @@ impl Session {
                 Ok(Fate::Gone)
             }
             Verdict::Error(fault) => {
+                self.repeat.spoil();
                 let frame = frame.to_vec();
                 self.move_out(input, passed);
                 self.error(fault, &frame)
             }
             Verdict::Ready => {
                 self.probe_failed = false;
+                self.repeat.done();
                 let node = self.ready(frame);
                 self.count_ready();
                 if node == self.status {
@@ -414,6 +421,16 @@ impl Session {
     }
 }
 
+/// Whether the frame says that the node, or somebody there, ends the connection: not for anything that the client did.
+fn ends(frame: &[u8]) -> bool {
+    let code = report::get(frame, field::CODE);
+    matches!(code, Some(b"57P01" | b"57P02" | b"57P03"))
+        && matches!(
+            report::get(frame, field::SEVERITY_PLAIN),
+            Some(b"FATAL" | b"PANIC")
+        )
+}
+
 /// An error of the call that logs a command, as the command itself would have had it: without the context, which is
 /// not the client's.
 fn unlogged(frame: &[u8], command: &str) -> Report {
@@ -472,11 +489,11 @@ fn note_drop(
 }
 
 fn out_of_step(error: crate::wire::error::WireError) -> End {
-    End::Lost(error.to_string())
+    End::Nonsense(error.to_string())
 }
 
 fn stray(error: OutOfStep) -> End {
-    End::Lost(error.to_string())
+    End::Nonsense(error.to_string())
 }
 
 #[cfg(test)]

@@ -140,6 +140,8 @@ pub struct Brief {
     pub currval: bool,
     /// Names `client_min_messages`: the server may say nothing of a broken wait.
     pub mutes: bool,
+    /// May take an advisory lock for the session.
+    pub locks: bool,
     /// Names `synchronous_commit`: its commit may wait for nobody.
     pub relaxes: bool,
     /// Is COMMIT and nothing else.
@@ -203,6 +205,7 @@ impl Brief {
             brief.refusal = brief.refusal.or_else(|| hidden_refusal(text, &facts));
         }
         brief.relaxes = contains(text, b"synchronous_commit");
+        brief.locks = contains(text, b"advisory_lock");
         brief.mutes = brief.mutes || contains(text, b"client_min_messages");
         brief.commits = facts
             .single()

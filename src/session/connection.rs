@@ -4,14 +4,18 @@
 //! guards the promise that a session meets its own settings and nothing of another's on whichever node it works.
 
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+use std::time::Instant;
 
-use crate::error::ClientError;
+use crate::cluster::office::Office;
+use crate::error::{ClientError, Severity};
 use crate::node::backend::BackendError;
 use crate::node::pool::{Lease, Pool};
 use crate::node::pooled::node_error;
+use crate::session::offices::{is_away, over, patience};
 use crate::session::pipeline::Own;
-use crate::session::relay::Session;
-use crate::wire::frame::Scanner;
+use crate::session::relay::{End, Session};
+use crate::wire::frame::{Header, Scanner};
 use crate::wire::message::backend::{self, Status};
 
 /// How often a connection that turns out dead on first use is replaced by another.
@@ -25,20 +29,69 @@ impl Session {
         while !self.cancel.detach() {
             self.cancel.settled().await;
         }
+        self.rest = None;
         if let Some(lease) = self.lease.take() {
             lease.release();
         }
         self.end_reading();
     }
 
+    /// Takes a connection to the writer for the message at the front, unless there is one, or answers that there is
+    /// none. False: answered. `opens`: it begins a transaction.
+    pub(super) async fn at_writer(&mut self, header: Header, opens: bool) -> Result<bool, End> {
+        // Aside, as all that is large and not taken by every message: the frame of each message's future would be
+        // copied through all the functions around it.
+        while self.lease.is_some() && !self.resume() {
+            match Box::pin(self.wait_on_lease()).await {
+                Err(End::Error(error)) => return self.denied(header, opens, &error),
+                waited => waited?,
+            }
+        }
+        if self.lease.is_none()
+            && !self.take_idle()
+            && let Err(error) = Box::pin(self.acquire()).await
+        {
+            return self.denied(header, opens, &error);
+        }
+        if self.deferred.waits() {
+            self.put_begin(header.tag);
+        }
+        Ok(true)
+    }
+
+    /// There is no connection for the message at the front. Always false: it is answered.
+    pub(super) fn denied(
+        &mut self,
+        header: Header,
+        opens: bool,
+        error: &ClientError,
+    ) -> Result<bool, End> {
+        if error.report().severity == Severity::Fatal {
+            return Err(End::Error(error.clone()));
+        }
+        self.fail_deferred();
+        if opens {
+            self.deny_begin(header.tag);
+        }
+        self.refuse(header, error);
+        Ok(false)
+    }
+
     /// Takes an idle connection to the writer on which nothing has to be undone or set, if there is one.
     pub(super) fn take_idle(&mut self) -> bool {
-        if self.pool.node() != self.shared.writer() || self.ways.is_ahead() {
+        let office = self.hear();
+        let fits = self.pool.node() == office.writer && self.pool.term() == office.term;
+        if !fits || !office.serves() || self.ways.is_ahead() {
             return false;
         }
         let Some(lease) = self.idle_of(&Arc::clone(&self.pool)) else {
             return false;
         };
+        if !self.still_serves(office) {
+            lease.release();
+            return false;
+        }
+        self.term = office.term;
         self.settle_in(lease);
         self.ways.at_writer();
         true
@@ -85,50 +138,109 @@ impl Session {
         if self.ways.is_ahead() {
             Box::pin(self.catch_writer_up()).await;
         }
-        let writer = self.shared.writer();
-        if self.pool.node() != writer {
-            self.pool = self.shared.pools.pool(writer, &self.user, &self.database)?;
-        }
-        if !self.is_same_role() {
-            return Err(self.other_role());
-        }
         let mut tries = 0;
-        let lease = loop {
+        let mut until = None;
+        loop {
+            let office = self.hear();
+            if !office.serves() {
+                if !in_line {
+                    return Ok(false);
+                }
+                self.wait_for_office().await?;
+                until = None;
+                continue;
+            }
+            self.join(office)?;
+            if !self.is_same_role() {
+                return Err(self.other_role());
+            }
             tries += 1;
             self.cancel.wait();
-            let found = async {
-                if in_line {
-                    self.pool.acquire().await.map(Some)
-                } else {
-                    self.pool.acquire_free().await
-                }
-            };
+            let mut heard = self.heard.clone();
             let found = tokio::select! {
                 // A free connection is there at the first look, and then nothing else is looked at.
                 biased;
-                found = found => found?,
+                found = self.dressed(in_line) => found,
                 () = self.cancel.requested() => return Err(ClientError::Cancelled),
                 () = self.shared.abort.cancelled() => return Err(ClientError::ShuttingDown),
+                () = over(&mut heard, office.term) => continue,
             };
-            let Some(mut lease) = found else {
-                return Ok(false);
-            };
-            if !self.is_same_role() {
-                lease.release();
-                return Err(self.other_role());
-            }
-            match self.dress(&mut lease).await {
-                Ok(()) => break lease,
-                Err(BackendError::Io(_)) if tries < ACQUIRE_TRIES => {}
+            let lease = match found {
+                Ok(Some(lease)) => lease,
+                Ok(None) => return Ok(false),
+                Err(Dressing::Io(_)) if tries < ACQUIRE_TRIES => continue,
                 Err(error) => {
-                    let node = self.shared.node_name(lease.node());
-                    return Err(node_error(node, error));
+                    let error = self.dressing_error(error);
+                    let until = *until
+                        .get_or_insert_with(|| Instant::now() + patience(&self.shared.config));
+                    if in_line && is_away(&error) && Instant::now() < until {
+                        self.patient(office).await?;
+                        tries = 0;
+                        continue;
+                    }
+                    return Err(error);
                 }
+            };
+            if !self.still_serves(office) {
+                lease.release();
+                continue;
             }
+            self.term = office.term;
+            self.settle_in(lease);
+            self.ways.at_writer();
+            return Ok(true);
+        }
+    }
+
+    /// The session's pool is the writer's.
+    fn join(&mut self, office: Office) -> Result<(), ClientError> {
+        if self.pool.node() != office.writer {
+            let pools = &self.shared.pools;
+            self.pool = pools.pool(office.writer, &self.user, &self.database)?;
+        }
+        self.pool.begin_term(office.term);
+        Ok(())
+    }
+
+    /// A connection is taken, and counted: whether it may be worked on is looked at only then.
+    fn still_serves(&mut self, office: Office) -> bool {
+        fence(Ordering::SeqCst);
+        if !self.heard.has_changed().unwrap_or(false) {
+            return true;
+        }
+        let now = self.hear();
+        now.serves() && now.term == office.term
+    }
+
+    /// A connection of the session's pool in its settings; none where it takes no place in line and none is free.
+    async fn dressed(&self, in_line: bool) -> Result<Option<Lease>, Dressing> {
+        let found = if in_line {
+            self.pool.acquire().await.map(Some)
+        } else {
+            self.pool.acquire_free().await
         };
-        self.settle_in(lease);
-        self.ways.at_writer();
-        Ok(true)
+        let Some(mut lease) = found.map_err(|error| Dressing::Told(error.into()))? else {
+            return Ok(None);
+        };
+        if !self.is_same_role() {
+            lease.release();
+            return Err(Dressing::Told(self.other_role()));
+        }
+        match self.dress(&mut lease).await {
+            Ok(()) => Ok(Some(lease)),
+            Err(error @ BackendError::Io(_)) => Err(Dressing::Io(error)),
+            Err(error) => {
+                let node = self.shared.node_name(lease.node());
+                Err(Dressing::Told(node_error(node, error)))
+            }
+        }
+    }
+
+    fn dressing_error(&self, error: Dressing) -> ClientError {
+        match error {
+            Dressing::Io(error) => node_error(self.shared.node_name(self.pool.node()), error),
+            Dressing::Told(error) => error,
+        }
     }
 
     /// Begins to work on a connection that has been dressed.
@@ -188,4 +300,12 @@ impl Session {
             *theirs = Arc::clone(&self.told);
         }
     }
+}
+
+/// Why there is no dressed connection.
+enum Dressing {
+    /// It turned out dead; the next may be alive.
+    Io(BackendError),
+    /// What the client is told.
+    Told(ClientError),
 }

@@ -60,8 +60,8 @@ pub struct Deferred {
     timer: Option<Pin<Box<Sleep>>>,
     /// The timer has been wound up and not been heard.
     armed: bool,
-    /// In a failed transaction, a portal of what ends it, and whether the next begins at once.
-    pub(super) end: Option<(Bytes, bool)>,
+    /// In a failed transaction, a portal of what ends it, and that.
+    pub(super) end: Option<(Bytes, Control)>,
     /// A message of a batch was refused that would have begun a transaction; its Execute is yet to come.
     denied: bool,
     /// Why the transaction has failed, where its client has not been told.
@@ -105,6 +105,13 @@ impl Deferred {
         self.stage = Stage::Failed;
         self.end = None;
         self.why = why;
+    }
+
+    /// Its transaction is at its end, with its connection.
+    pub fn end_lost(&mut self) {
+        self.stage = Stage::None;
+        self.end = None;
+        self.why = None;
     }
 
     /// Until it is to be sent by itself. Cancel-safe.
@@ -256,6 +263,10 @@ impl Session {
         self.deferred.armed = false;
         if !self.pipeline.is_empty() {
             // The proxy's own question, whose answer is gathered where this one's would be.
+            self.deferred.wait(AGAIN);
+            return Ok(());
+        }
+        if !self.resume() {
             self.deferred.wait(AGAIN);
             return Ok(());
         }

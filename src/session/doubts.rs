@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 
+use crate::session::relay::{End, Session};
+
 /// One for all sessions.
 #[derive(Debug, Default)]
 pub struct Doubts {
@@ -49,6 +51,26 @@ impl Drop for Doubt {
         if self.0.count.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.0.over.notify_waiters();
         }
+    }
+}
+
+impl Session {
+    /// Waits until the majority has what the writer has: an answer is held that may speak of a commit
+    /// whose wait was broken off (rule 4). The client's own cancel does not end it.
+    pub(super) async fn make_certain(&mut self) -> Result<(), End> {
+        let writer = self.pool.node();
+        // Where the client had the server say nothing of it, it may have happened.
+        let doubts = &self.shared.relay.doubts;
+        self.doubt.get_or_insert_with(|| doubts.enter());
+        tokio::select! {
+            biased;
+            known = self.shared.relay.service().wait_quorum(writer) => known?,
+            () = self.left() => return Err(End::Lost("the writer has left".to_owned())),
+        }
+        self.doubt = None;
+        self.uncertain = false;
+        self.certain = true;
+        Ok(())
     }
 }
 

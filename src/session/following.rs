@@ -81,6 +81,14 @@ impl Session {
             }
         }
         let opens = matches!(want, Want::Text(brief) if brief.opens);
+        self.hear();
+        if self.lease.is_none()
+            && let Want::Text(brief) = want
+            && let Some(lost) = self.without_quorum(brief.risk, brief.commits)
+        {
+            self.denied(header, opens, &lost)?;
+            return Ok(Some(Step::Next));
+        }
         if self.at_writer(header, opens).await? {
             Ok(None)
         } else {
@@ -248,7 +256,8 @@ impl Session {
         let until = Instant::now() + PATIENCE;
         let mut without = Vec::new();
         loop {
-            let writer = (self.shared.writer(), !self.read_only);
+            let office = self.hear();
+            let writer = (office.writer, !self.read_only && office.serves());
             let pools = &self.shared.pools;
             let chosen = self
                 .ways

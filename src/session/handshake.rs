@@ -12,6 +12,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::cluster::guests::Guest;
+use crate::cluster::office::Office;
+use crate::cluster::service::Answer;
 use crate::config::{AuthMode, Consistency};
 use crate::error::ClientError;
 use crate::node::admin::AdminError;
@@ -183,7 +185,10 @@ impl Handshake {
         } = client;
         // Whatever has to be woken for it is woken while it is let in.
         let guest = self.shared.relay.service().enter(&wish.database);
-        let (pool, epoch, told) = self.ask_node(&wish, facts).await?;
+        let shared = &self.shared;
+        let (wished, facts) = (&wish, facts.as_ref());
+        let ask = |office| -> Answer<'_, _> { Box::pin(ask_node(shared, office, wished, facts)) };
+        let (pool, epoch, told) = shared.offices.ask_writer(&shared.config, ask).await?;
         let cancel = self.shared.cancels.register(minor);
         let mut out = BytesMut::new();
         for (name, value) in told.iter() {
@@ -312,12 +317,14 @@ impl Handshake {
     /// Who the client is, proved or (in trust mode) believed.
     async fn authenticate(&mut self, wish: &Wish) -> Result<Option<(RoleFacts, Epoch)>, Ended> {
         let shared = Arc::clone(&self.shared);
-        let writer = shared.writer();
-        let facts = shared
-            .verifiers
-            .facts(writer, &wish.user, &wish.database)
-            .await;
-        let facts = facts.map_err(|error| unreachable(&shared, &error))?;
+        let ask = |office: Office| -> Answer<'_, _> {
+            let facts = shared
+                .verifiers
+                .facts(office.writer, &wish.user, &wish.database);
+            let shared = &shared;
+            Box::pin(async move { facts.await.map_err(|error| unreachable(shared, &error)) })
+        };
+        let facts = shared.offices.ask_writer(&shared.config, ask).await?;
         let mut key = None;
         if shared.config.auth.mode == AuthMode::Scram {
             let verifier = facts.as_ref().and_then(|facts| facts.verifier.clone());
@@ -356,54 +363,6 @@ impl Handshake {
             .await
     }
 
-    /// The node's own word on user, database and settings, and what it tells such a client.
-    async fn ask_node(
-        &self,
-        wish: &Wish,
-        facts: Option<(RoleFacts, Epoch)>,
-    ) -> Result<(Arc<Pool>, Epoch, Parameters), Ended> {
-        let shared = Arc::clone(&self.shared);
-        let writer = shared.writer();
-        let Wish {
-            user,
-            database,
-            settings,
-        } = wish;
-        let Some((facts, epoch)) = facts.filter(|(facts, _)| facts.admitted) else {
-            shared
-                .pools
-                .try_door(writer, user, database)
-                .await
-                .map_err(ClientError::from)?;
-            let text = "the node admitted a login that its catalog does not";
-            return Err(ClientError::Internal(text.into()).into());
-        };
-        let pool = shared
-            .pools
-            .pool(writer, user, database)
-            .map_err(ClientError::from)?;
-        shared.pools.note_defaults(user, database, &facts.defaults);
-        let mut lease = pool.acquire().await.map_err(ClientError::from)?;
-        if pool.epoch() != epoch {
-            let user = user.clone();
-            return Err(ClientError::OtherRole { user }.into());
-        }
-        let adopted = match lease.cleanse().await {
-            Ok(()) => lease.adopt(settings).await,
-            Err(error) => Err(error),
-        };
-        let told = lease.backend.parameters.clone();
-        let name = || shared.node_name(writer);
-        match adopted {
-            Ok(()) => lease.release(),
-            Err(error) => {
-                keep_if_ready(lease, &error);
-                return Err(node_error(name(), error).into());
-            }
-        }
-        Ok((pool, epoch, told))
-    }
-
     fn io(&self) -> Result<&ClientIo, Ended> {
         self.io.as_ref().ok_or(Ended::Silently)
     }
@@ -415,6 +374,48 @@ impl Handshake {
     async fn send(&mut self, out: &mut BytesMut) -> Result<(), Ended> {
         send(self.io.as_mut().ok_or(Ended::Silently)?, out).await
     }
+}
+
+/// The node's own word on user, database and settings, and what it tells such a client.
+async fn ask_node(
+    shared: &Shared,
+    office: Office,
+    wish: &Wish,
+    facts: Option<&(RoleFacts, Epoch)>,
+) -> Result<(Arc<Pool>, Epoch, Parameters), ClientError> {
+    let writer = office.writer;
+    let Wish {
+        user,
+        database,
+        settings,
+    } = wish;
+    let Some((facts, epoch)) = facts.filter(|(facts, _)| facts.admitted) else {
+        shared.pools.try_door(writer, user, database).await?;
+        let text = "the node admitted a login that its catalog does not";
+        return Err(ClientError::Internal(text.into()));
+    };
+    let pool = shared.pools.pool(writer, user, database)?;
+    pool.begin_term(office.term);
+    shared.pools.note_defaults(user, database, &facts.defaults);
+    let mut lease = pool.acquire().await?;
+    if pool.epoch() != *epoch {
+        let user = user.clone();
+        return Err(ClientError::OtherRole { user });
+    }
+    let adopted = match lease.cleanse().await {
+        Ok(()) => lease.adopt(settings).await,
+        Err(error) => Err(error),
+    };
+    let told = lease.backend.parameters.clone();
+    let name = || shared.node_name(writer);
+    match adopted {
+        Ok(()) => lease.release(),
+        Err(error) => {
+            keep_if_ready(lease, &error);
+            return Err(node_error(name(), error));
+        }
+    }
+    Ok((pool, *epoch, told))
 }
 
 /// Whom the role's name stands for, noted for all. Where it is news, the writer is asked once more: the client took

@@ -39,12 +39,13 @@ impl Session {
         let error = match end {
             End::Client => None,
             End::Error(error) => Some(error),
-            End::Lost(why) => {
+            End::Lost(why) | End::Nonsense(why) => {
                 tracing::info!(
                     why,
                     node = self.pool.node().0,
                     "a session lost its connection to a node"
                 );
+                self.rest = None;
                 drop(self.lease.take());
                 let loss = self.loss();
                 if matches!(loss, ClientError::CommitUnknown) {
@@ -58,12 +59,17 @@ impl Session {
     }
 
     /// The server may show a commit now that no majority has.
-    fn hold_the_others(&self) {
+    pub(super) fn hold_the_others(&self) {
         let (shared, writer) = (Arc::clone(&self.shared), self.pool.node());
         let doubt = shared.relay.doubts.enter();
+        let left = self.left();
         tokio::spawn(async move {
-            // It says itself what it could not find out; the client is told 08007 in any case.
-            let _ = shared.relay.service().wait_quorum(writer).await;
+            tokio::select! {
+                // It says itself what it could not find out; the client is told 08007 in any case.
+                _ = shared.relay.service().wait_quorum(writer) => {}
+                // What it shows is of no account any more.
+                () = left => {}
+            }
             drop(doubt);
         });
     }
@@ -117,6 +123,7 @@ impl Session {
         if self.after.is_some() || self.pipeline.awaits_elsewhere() {
             self.see_through().await;
         }
+        self.rest = None;
         let Some(lease) = self.lease.take() else {
             return;
         };

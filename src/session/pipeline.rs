@@ -99,6 +99,8 @@ pub struct Entry {
     pub own: Option<Own>,
     /// What its loss could mean.
     pub risk: Risk,
+    /// It ends the transaction without a trace, whatever becomes of it.
+    pub rolls_back: bool,
     /// What to take back where the node never ran it.
     pub undo: Option<Box<Undo>>,
     /// Of a Parse, Bind or Describe: what the node has proved to understand once it answers.
@@ -122,6 +124,7 @@ impl Entry {
             expect,
             own: None,
             risk: Risk::None,
+            rolls_back: false,
             undo: None,
             statement: None,
             listener: None,
@@ -317,6 +320,11 @@ impl Pipeline {
             matches!(expect, Expect::Query | Expect::Function | Expect::Sync)
         };
         self.queue.iter().any(ready)
+    }
+
+    /// What is awaited.
+    pub fn awaited(&self) -> impl Iterator<Item = &Entry> {
+        self.queue.iter()
     }
 
     /// How much is awaited.

@@ -6,6 +6,7 @@
 use std::fmt::Write;
 
 use crate::node::settings::literal;
+use crate::session::relay::Session;
 use crate::session::state::Finding;
 
 const FIXED: &str = "\
@@ -52,7 +53,16 @@ pub fn read(rows: &[(String, Option<String>)], user: &str) -> Finding {
                 finding.settings.insert(name, value.clone());
             }
             "!role" | "!user" => {}
-            tie if tie.starts_with('!') => finding.pinned = true,
+            tie if tie.starts_with('!') => {
+                finding.pinned = true;
+                finding.tie = Some(match tie {
+                    "!temporary" => "a temporary object",
+                    "!cursor" => "a cursor WITH HOLD",
+                    "!lock" => "an advisory lock",
+                    "!listen" => "a channel that it listens to",
+                    _ => "a statement prepared by PREPARE",
+                });
+            }
             setting => {
                 finding
                     .settings
@@ -61,6 +71,22 @@ pub fn read(rows: &[(String, Option<String>)], user: &str) -> Finding {
         }
     }
     finding
+}
+
+impl Session {
+    /// The answer to the probe is complete.
+    pub(super) fn probed(&mut self) {
+        let Some(lease) = &mut self.lease else { return };
+        if self.own_failed {
+            self.state.not_found();
+            self.probe_failed = true;
+        } else {
+            let finding = read(&self.own_rows, &self.user);
+            lease.carried.settings.clone_from(&finding.settings);
+            lease.carried.tainted |= self.state.found(&finding);
+        }
+        self.own_rows.clear();
+    }
 }
 
 #[cfg(test)]

@@ -220,6 +220,7 @@ impl Session {
         while !self.cancel.detach() {
             self.cancel.settled().await;
         }
+        self.rest = None;
         drop(self.lease.take());
     }
 
@@ -400,7 +401,7 @@ impl Session {
     }
 
     /// No answer comes any more to what was sent to a node that is left.
-    fn forget_asked(&mut self) {
+    pub(super) fn forget_asked(&mut self) {
         for undo in self.pipeline.abandon() {
             self.prepared.undo(undo, None, None);
         }

@@ -14,11 +14,12 @@ use std::time::Instant;
 use bytes::{Bytes, BytesMut};
 use tokio_util::sync::CancellationToken;
 
+use crate::cluster::office::{self, Heard, Office};
 use crate::cluster::relaxed::RelaxedWrite;
 use crate::cluster::service::{Alone, Service};
 use crate::config::ReadNodes;
 use crate::error::ClientError;
-use crate::ids::fnv1a;
+use crate::ids::{Epoch as Term, fnv1a};
 use crate::node::backend::Parameters;
 use crate::node::identity::Epoch;
 use crate::node::pool::{Lease, Pool};
@@ -29,7 +30,9 @@ use crate::session::counts::{Counts, Tally};
 use crate::session::deferred::Deferred;
 use crate::session::doubts::{Doubt, Doubts};
 use crate::session::global_ddl::After;
+use crate::session::losing::Kept;
 use crate::session::metadata::Metadata;
+use crate::session::offices::{Rest, changed};
 use crate::session::pipeline::{Entry, Expect, Own, Pipeline, Risk};
 use crate::session::prepared::{Prepared, Shelf, Statement};
 use crate::session::probe;
@@ -98,8 +101,10 @@ pub enum End {
     Client,
     /// The client is told.
     Error(ClientError),
-    /// The connection to the node is gone, or talks nonsense.
+    /// The connection to the node is gone.
     Lost(String),
+    /// The node talks nonsense.
+    Nonsense(String),
 }
 
 impl From<ClientError> for End {
@@ -135,6 +140,15 @@ pub struct Session {
     pub(super) prepared: Prepared,
     pub(super) pipeline: Pipeline,
     pub(super) lease: Option<Lease>,
+    /// Where the session hears who writes, and what it heard last.
+    pub(super) heard: Heard,
+    pub(super) office: Office,
+    /// The term in which the connection to the writer was taken.
+    pub(super) term: Term,
+    /// It is kept, and nothing is done with it.
+    pub(super) rest: Option<Rest>,
+    /// What may be run again.
+    pub(super) repeat: Kept,
     /// The read that is under way on a follower.
     pub(super) reading: Option<Box<Reading>>,
     /// The session's ways to the nodes that it may read from.
@@ -225,6 +239,8 @@ pub async fn run(client: Client, shared: Arc<Shared>) {
     if !read_only && shared.config.reads.nodes == ReadNodes::Writer {
         ways.close();
     }
+    let mut heard = shared.offices.heard();
+    let office = *heard.borrow_and_update();
     let relaxes = pool.defaults_name("synchronous_commit");
     let mut session = Session {
         relaxes,
@@ -244,6 +260,11 @@ pub async fn run(client: Client, shared: Arc<Shared>) {
         prepared: Prepared::default(),
         pipeline: Pipeline::default(),
         lease: None,
+        heard,
+        office,
+        term: office.term,
+        rest: None,
+        repeat: Kept::default(),
         reading: None,
         ways,
         relaxed: None,
@@ -312,15 +333,23 @@ impl Session {
         let shared = Arc::clone(&self.shared);
         let mut stop = pin!(shared.stop.cancelled());
         let mut abort = pin!(shared.abort.cancelled());
+        let mut news = pin!(changed(self.heard.clone()));
         let (mut unflushed, mut server_unflushed) = (false, false);
         loop {
-            if let Err(end) = self.round().await {
-                return end;
+            match self.round().await {
+                Ok(()) => {}
+                Err(End::Lost(why)) if self.is_at_writer() => {
+                    if let Err(end) = Box::pin(self.lose(&why)).await {
+                        return end;
+                    }
+                    continue;
+                }
+                Err(end) => return end,
             }
             if self.leaving && self.pipeline.is_empty() {
                 return End::Client;
             }
-            let resting = self.pipeline.is_empty() && !self.in_batch && self.status == Status::Idle;
+            let resting = self.is_resting();
             let soft = resting && self.lease.is_some() && self.state.hold() == Hold::Soft;
             let begins = self.deferred.ticks();
             let gone = self.reading.as_ref().map(|reading| reading.gone());
@@ -359,6 +388,13 @@ impl Session {
                 biased;
                 moved = pump::pump(&mut client, server.as_mut()) => moved,
                 () = &mut abort => return End::Error(ClientError::ShuttingDown),
+                () = &mut news => {
+                    if let Err(end) = Box::pin(self.office_changed()).await {
+                        return end;
+                    }
+                    news.set(changed(self.heard.clone()));
+                    continue;
+                }
                 () = &mut stop, if resting => return End::Error(ClientError::ShuttingDown),
                 () = gone_by(gone.as_ref()), if gone.is_some() => {
                     if let Err(end) = Box::pin(self.disturbed()).await {
@@ -378,8 +414,13 @@ impl Session {
                 }
             };
             match self.judge(&moved) {
-                Err(End::Lost(_)) if self.reading.is_some() => {
+                Err(End::Lost(_) | End::Nonsense(_)) if self.reading.is_some() => {
                     if let Err(end) = self.run_again(Again::Lost).await {
+                        return end;
+                    }
+                }
+                Err(End::Lost(why)) if self.is_at_writer() => {
+                    if let Err(end) = Box::pin(self.lose(&why)).await {
                         return end;
                     }
                 }
@@ -387,6 +428,11 @@ impl Session {
                 Ok(()) => {}
             }
         }
+    }
+
+    /// Whether the session has a connection to the writer, and goes on without: the node has not said why it must end.
+    fn is_at_writer(&self) -> bool {
+        self.lease.is_some() && self.reading.is_none() && !self.told_end
     }
 
     /// How much of the client's input may wait: one read, or the one message that must be seen whole.
@@ -421,12 +467,18 @@ impl Session {
 
     /// Works off what has arrived on both sides.
     async fn round(&mut self) -> Result<(), End> {
+        if self.heard.has_changed().unwrap_or(false) {
+            Box::pin(self.office_changed()).await?;
+        }
         loop {
-            if self.doubt.is_none() && self.shared.relay.doubts.any() {
+            let answered = !self.pipeline.is_empty();
+            if answered && self.doubt.is_none() && self.shared.relay.doubts.any() {
                 self.shared.relay.doubts.over().await;
             }
             match self.answers() {
-                Err(End::Lost(_)) if self.reading.is_some() => self.run_again(Again::Lost).await?,
+                Err(End::Lost(_) | End::Nonsense(_)) if self.reading.is_some() => {
+                    self.run_again(Again::Lost).await?;
+                }
                 answered => answered?,
             }
             if self
@@ -461,20 +513,6 @@ impl Session {
         self.requests().await
     }
 
-    /// Waits until the majority has what the writer has: an answer is held that may speak of a commit
-    /// whose wait was broken off (rule 4). The client's own cancel does not end it.
-    async fn make_certain(&mut self) -> Result<(), End> {
-        let writer = self.pool.node();
-        // Where the client had the server say nothing of it, it may have happened.
-        let doubts = &self.shared.relay.doubts;
-        self.doubt.get_or_insert_with(|| doubts.enter());
-        self.shared.relay.service().wait_quorum(writer).await?;
-        self.doubt = None;
-        self.uncertain = false;
-        self.certain = true;
-        Ok(())
-    }
-
     /// The server is idle and everything is answered: looks at what was left behind, or lets go.
     async fn rest(&mut self) -> Result<(), End> {
         let busy = !self.pipeline.is_empty() || self.in_batch || self.passing > 0;
@@ -493,7 +531,7 @@ impl Session {
         let keep = match self.state.hold() {
             _ if self.state.doubt.probe => true,
             Hold::None => false,
-            Hold::Soft => self.pool.waiting() == 0,
+            Hold::Soft => self.pool.waiting() == 0 && self.hear().state != office::State::Closing,
             Hold::Hard => true,
         };
         if !keep {
@@ -505,13 +543,20 @@ impl Session {
             return Ok(());
         }
         // Kept although settings differ from what is wanted: the read-only port, a level put back.
+        let left = self.left();
         let lease = self.lease.as_mut();
         if let Some(lease) = lease.filter(|lease| lease.carried.settings != self.state.wanted) {
-            if let Err(error) = lease.adopt(&self.state.wanted).await {
-                return Err(End::Lost(error.to_string()));
-            }
+            let adopted = tokio::select! {
+                biased;
+                adopted = lease.adopt(&self.state.wanted) => adopted.map_err(|e| e.to_string()),
+                () = left => Err("the writer has left".to_owned()),
+            };
+            adopted.map_err(End::Lost)?;
             lease.carried.unnamed = None;
             self.tell_parameters();
+        }
+        if self.is_resting() {
+            self.rest_on_lease();
         }
         Ok(())
     }
@@ -526,20 +571,6 @@ impl Session {
             // A simple query ends the unnamed statement.
             lease.carried.unnamed = None;
         }
-    }
-
-    /// The answer to the probe is complete.
-    pub(super) fn probed(&mut self) {
-        let Some(lease) = &mut self.lease else { return };
-        if self.own_failed {
-            self.state.not_found();
-            self.probe_failed = true;
-        } else {
-            let finding = probe::read(&self.own_rows, &self.user);
-            lease.carried.settings.clone_from(&finding.settings);
-            lease.carried.tainted |= self.state.found(&finding);
-        }
-        self.own_rows.clear();
     }
 }
 

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use crate::error::{ClientError, Refusal, Severity};
+use crate::cluster::office;
+use crate::error::{ClientError, Refusal};
 use crate::session::brief::{Brief, Briefs, Control};
 use crate::session::client;
 use crate::session::deferred::Stage;
@@ -78,7 +79,11 @@ impl Session {
             let step = if self.reading.is_some() {
                 Box::pin(self.reading_message(header)).await?
             } else {
+                let kept = self.keep(header);
                 let step = self.message(header).await?;
+                if kept && !matches!(step, Step::Next) {
+                    self.repeat.take_back(header.len);
+                }
                 self.note_kept(header, &step, 0);
                 step
             };
@@ -184,37 +189,15 @@ impl Session {
     /// Nothing runs between a text that may have changed settings and the moment those are put back to which
     /// RESET leads: what the startup packet asked for, and the read-only port's own.
     fn must_wait(&self) -> bool {
-        self.barrier && !self.pipeline.is_empty()
+        let between = !self.in_batch && self.status == Status::Idle && !self.pipeline.is_empty();
+        // Who has always sent the next thing already would never leave.
+        between && self.lease.is_some() && self.office.state == office::State::Closing
+            || self.barrier && !self.pipeline.is_empty()
             || self.state.puts_back()
                 && !self.in_batch
                 && self.status == Status::Idle
                 && self.state.unsure()
                 && !self.pipeline.is_empty()
-    }
-
-    /// Takes a connection to the writer for the message at the front, unless there is one, or answers that there is
-    /// none. False: answered. `opens`: it begins a transaction.
-    pub(super) async fn at_writer(&mut self, header: Header, opens: bool) -> Result<bool, End> {
-        // Aside, as all that is large and not taken by every message: the frame of each message's future would be
-        // copied through all the functions around it.
-        if self.lease.is_none()
-            && !self.take_idle()
-            && let Err(error) = Box::pin(self.acquire()).await
-        {
-            if error.report().severity == Severity::Fatal {
-                return Err(End::Error(error));
-            }
-            self.fail_deferred();
-            if opens {
-                self.deny_begin(header.tag);
-            }
-            self.refuse(header, &error);
-            return Ok(false);
-        }
-        if self.deferred.waits() {
-            self.put_begin(header.tag);
-        }
-        Ok(true)
     }
 
     fn sync(&mut self, header: Header) -> Step {
@@ -236,6 +219,9 @@ impl Session {
     /// Takes note of a text that is about to run.
     pub(super) fn note(&mut self, brief: &Brief) {
         self.state.note(brief);
+        if brief.risk > Risk::None {
+            self.repeat.spoil();
+        }
         self.watch_drops |= brief.deallocates_all;
         if let Some(lease) = &mut self.lease {
             lease.carried.drawn |= brief.draws;
@@ -269,6 +255,9 @@ impl Session {
     pub(super) fn refusal(&mut self, brief: &Brief) -> Option<ClientError> {
         if let Some(stale) = self.metadata.stale.take() {
             return Some(stale);
+        }
+        if let Some(lost) = self.without_quorum(brief.risk, brief.commits) {
+            return Some(lost);
         }
         if self.read_only && brief.read_write {
             let command = "SET TRANSACTION READ WRITE".into();
@@ -318,6 +307,7 @@ impl Session {
         self.in_batch = false;
         self.bound_risk = Risk::None;
         entry.risk = brief.risk;
+        entry.rolls_back = brief.control == Control::Rollback { chain: false };
         if let Some(error) = self.refusal(&brief) {
             entry.words = Some(words(&error));
             self.pipeline.push(entry);
@@ -444,9 +434,10 @@ impl Session {
             return Ok(step);
         }
         self.in_batch = true;
-        if !unnamed {
-            let what = "the text of a named statement";
-            self.refuse_parse(false, &ClientError::TooLarge { what });
+        let what = "the text of a named statement";
+        let fault = (!unnamed).then_some(ClientError::TooLarge { what });
+        if let Some(fault) = fault.or_else(|| self.without_quorum(Risk::Commit, false)) {
+            self.refuse_parse(unnamed, &fault);
             self.pass(header, false);
             return Ok(Step::Next);
         }
@@ -540,9 +531,11 @@ impl Session {
         }
         let mut entry = Entry::client(Expect::Function);
         entry.risk = Risk::Commit;
-        if LARGE_OBJECTS.contains(&oid) {
+        let large = LARGE_OBJECTS.contains(&oid);
+        let fault = large.then_some(ClientError::Refused(Refusal::LargeObjects));
+        if let Some(fault) = fault.or_else(|| self.without_quorum(Risk::Commit, false)) {
             let mut entry = Entry::client(Expect::Query);
-            entry.words = Some(words(&ClientError::Refused(Refusal::LargeObjects)));
+            entry.words = Some(words(&fault));
             self.pipeline.push(entry);
             self.pass(header, false);
             let _ = frontend::query(&mut self.to_server, UNPARSABLE);

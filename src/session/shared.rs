@@ -7,12 +7,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio_util::sync::CancellationToken;
 
+use crate::cluster::office::Told;
 use crate::config::Config;
 use crate::ids::NodeId;
 use crate::node::admin::{AdminError, Admins};
 use crate::node::pool::Pools;
 use crate::node::verifiers::Verifiers;
 use crate::session::cancel::Cancels;
+use crate::session::offices::Offices;
 use crate::session::relay::Common;
 use crate::session::tls::{Tls, TlsError};
 use crate::wire::scram::Key;
@@ -41,7 +43,8 @@ pub struct Shared {
     pub abort: CancellationToken,
     /// What the relays share among themselves.
     pub relay: Common,
-    writer: AtomicUsize,
+    /// Who writes.
+    pub offices: Offices,
 }
 
 /// Why the shared parts could not be set up.
@@ -57,7 +60,7 @@ pub enum SetupError {
 
 impl Shared {
     /// Sets everything up; opens no connection yet. The first node is the writer until
-    /// [`Shared::set_writer`] says otherwise.
+    /// [`Shared::office`] is told otherwise.
     pub fn new(config: Arc<Config>) -> Result<Self, SetupError> {
         let admins = Admins::new(&config)?;
         let tls = match (&config.tls.certificate, &config.tls.key) {
@@ -75,19 +78,32 @@ impl Shared {
             stop: CancellationToken::new(),
             abort: CancellationToken::new(),
             relay: Common::default(),
-            writer: AtomicUsize::new(0),
+            offices: Offices::default(),
             config,
         })
     }
 
-    /// The node that runs the cluster's writes now.
-    pub fn writer(&self) -> NodeId {
-        NodeId(self.writer.load(Ordering::Acquire))
+    /// Where the steward tells who writes, and what may be asked of the writer: by `send_replace`, as often as it likes.
+    pub fn office(&self) -> Told {
+        self.offices.told().clone()
     }
 
-    /// Another node writes from now on.
+    /// How many sessions, and logins, have something under way at the writer. Once it is 0 after `Closing` was told,
+    /// it stays so until another word. Sessions that only keep something there (a temporary table, say) do not count.
+    pub fn under_way(&self) -> usize {
+        self.offices.under_way(|node| self.pools.in_flight(node))
+    }
+
+    /// The node that runs the cluster's writes now, or did last.
+    pub fn writer(&self) -> NodeId {
+        self.offices.now().writer
+    }
+
+    /// Another node writes, in the same term: before the first client.
     pub fn set_writer(&self, node: NodeId) {
-        self.writer.store(node.0, Ordering::Release);
+        self.offices
+            .told()
+            .send_modify(|office| office.writer = node);
     }
 
     /// What a node is called.

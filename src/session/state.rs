@@ -68,6 +68,8 @@ pub struct Doubt {
     pub taint: bool,
     /// `client_min_messages` may differ: a broken wait may go unsaid.
     pub muted: bool,
+    /// An advisory lock of the session's may have been taken, which stays when its transaction fails.
+    pub locks: bool,
 }
 
 /// What the server said when asked.
@@ -77,6 +79,8 @@ pub struct Finding {
     pub settings: Settings,
     /// Something that lives on this connection only.
     pub pinned: bool,
+    /// What, in a word or two.
+    pub tie: Option<&'static str>,
 }
 
 /// A session's settings and ties.
@@ -97,6 +101,8 @@ pub struct State {
     looking: Option<Doubt>,
     /// The last look found temporary objects or the like.
     pub pinned: bool,
+    /// What it found.
+    pinned_by: Option<&'static str>,
     /// `nextval` was called.
     sequences: bool,
     /// `currval` or `lastval` was called.
@@ -198,6 +204,7 @@ impl State {
         self.doubt.settings |= brief.settings;
         self.doubt.taint |= brief.taints;
         self.doubt.muted |= brief.mutes;
+        self.doubt.locks |= brief.locks;
         self.sequences |= brief.nextval;
         self.current_values |= brief.currval;
         for name in &brief.placeholders {
@@ -225,6 +232,28 @@ impl State {
         }
     }
 
+    /// What would be missed if the connection were lost, in a word or two.
+    pub fn tie(&self) -> Option<&'static str> {
+        if self.pinned {
+            return Some(self.pinned_by.unwrap_or("something"));
+        }
+        if self.current_values {
+            return Some("a sequence's current value");
+        }
+        if self.placeholders.len() >= PLACEHOLDERS_MAX {
+            return Some("settings of its own");
+        }
+        let locks = self.doubt.locks || self.looking.is_some_and(|doubt| doubt.locks);
+        locks.then_some("an advisory lock")
+    }
+
+    /// The connection is gone with all that may have been on it.
+    pub fn lose_connection(&mut self) {
+        self.looking = None;
+        self.doubt = Doubt::default();
+        self.sequences = false;
+    }
+
     /// A look begins, outside any transaction.
     pub fn look(&mut self) {
         self.looking = Some(std::mem::take(&mut self.doubt));
@@ -242,6 +271,7 @@ impl State {
             self.doubt.settings |= old.settings;
             self.doubt.taint |= old.taint;
             self.doubt.muted |= old.muted;
+            self.doubt.locks |= old.locks;
         }
     }
 
@@ -282,6 +312,7 @@ impl State {
             self.quiet = quiet;
         }
         self.pinned = finding.pinned;
+        self.pinned_by = finding.tie;
         doubt.taint
     }
 
@@ -349,7 +380,7 @@ mod tests {
     fn finding(pairs: &[(&str, &str)]) -> Finding {
         Finding {
             settings: settings(pairs),
-            pinned: false,
+            ..Finding::default()
         }
     }
 

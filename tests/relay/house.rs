@@ -8,8 +8,8 @@ use synapsedb::cli::demo::server::{DATABASE, PASSWORD, USER};
 use synapsedb::config::Config;
 use synapsedb::node::pool::Pool;
 use synapsedb::session::listener::{self, Door};
-use synapsedb::session::relay;
 use synapsedb::session::shared::Shared;
+use synapsedb::session::{offices, relay};
 use tokio_util::task::TaskTracker;
 
 use crate::raw::Raw;
@@ -31,8 +31,13 @@ impl House {
 
     /// With these keys for the pools, and changes to the whole once the node is there.
     pub async fn open_with(pool: &str, change: impl FnOnce(&mut Config)) -> Self {
+        Self::open_nodes(1, pool, change).await
+    }
+
+    /// The same before so many servers that know nothing of each other; the first is the writer.
+    pub async fn open_nodes(nodes: usize, pool: &str, change: impl FnOnce(&mut Config)) -> Self {
         let config = format!("[pool]\n{pool}\n");
-        let builder = TestCluster::builder().nodes(1).without_proxy();
+        let builder = TestCluster::builder().nodes(nodes).without_proxy();
         let builder = builder
             .setting("max_connections", "80")
             .setting("log_statement", "all")
@@ -44,6 +49,7 @@ impl House {
         let mut config = Config::parse(&text, &file, &password).expect("a good configuration");
         change(&mut config);
         let shared = Arc::new(Shared::new(Arc::new(config)).expect("set up"));
+        tokio::spawn(offices::attend(Arc::clone(&shared)));
         let clients = TaskTracker::new();
         let mut ports = [0; 2];
         for (port, read_only) in ports.iter_mut().zip([false, true]) {

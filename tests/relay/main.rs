@@ -12,6 +12,7 @@ mod bulk;
 mod certainty;
 mod deferred;
 mod house;
+mod offices;
 mod protocol;
 mod raw;
 mod settings;

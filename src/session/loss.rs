@@ -1,0 +1,192 @@
+//! What clients are told of what they had under way when the connection to the writer was lost. Pure.
+//!
+//! It guards that nobody is told 40001, which drivers answer by running it all again, where a commit may have
+//! happened, nor that anything is done that is not known to be; and that each Query and each Sync has its one
+//! `ReadyForQuery`.
+
+use crate::error::ClientError;
+use crate::session::pipeline::{Entry, Expect, Risk};
+use crate::wire::message::backend::Status;
+
+/// What stands in for the rest of an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// This error.
+    Error(ClientError),
+    /// The transaction is rolled back, as it was asked to be.
+    RolledBack,
+    /// Nothing: all of it was said.
+    Nothing,
+}
+
+/// The end of one answer, and the state to be told behind it, unless its Sync is yet to come.
+pub type Last = (Word, Option<Status>);
+
+/// Everything up to one `ReadyForQuery`.
+#[derive(Default)]
+struct Unit {
+    client: bool,
+    messages: usize,
+    /// What brings its `ReadyForQuery`.
+    end: Option<Expect>,
+    rolls_back: bool,
+    risk: Risk,
+}
+
+/// The last words to everything that is awaited by a client whose transaction is in this state, and the state in which
+/// that leaves it. `in_batch`: a Sync is still to come.
+pub fn last_words<'a>(
+    status: Status,
+    awaited: impl Iterator<Item = &'a Entry>,
+    in_batch: bool,
+) -> (Vec<Last>, Status) {
+    let units = units(awaited, in_batch);
+    let mut state = status;
+    let mut words = Vec::new();
+    for (at, unit) in units.iter().enumerate() {
+        let word = match state {
+            Status::Idle => alone(unit),
+            Status::Open | Status::Failed if unit.rolls_back => {
+                state = Status::Idle;
+                Word::RolledBack
+            }
+            _ if unit.risk == Risk::Commit => {
+                state = Status::Idle;
+                Word::Error(ClientError::CommitUnknown)
+            }
+            Status::Open => {
+                state = Status::Failed;
+                let rest = units[at..].iter().take_while(|unit| !unit.rolls_back);
+                // What comes behind may have committed it.
+                let commits = rest.map(|unit| unit.risk).max() == Some(Risk::Commit);
+                Word::Error(if commits {
+                    ClientError::CommitUnknown
+                } else {
+                    ClientError::TransactionLost
+                })
+            }
+            Status::Failed => Word::Error(ClientError::TransactionAborted),
+        };
+        words.push((word, unit.end.map(|_| state)));
+    }
+    if words.is_empty() && state == Status::Open {
+        state = Status::Failed;
+    }
+    (words, state)
+}
+
+/// Outside of transactions.
+fn alone(unit: &Unit) -> Word {
+    match unit.risk {
+        Risk::None if unit.messages == 1 && unit.end == Some(Expect::Sync) => Word::Nothing,
+        Risk::None => Word::Error(ClientError::ReadBroken),
+        // Without its Sync nothing of a batch is committed.
+        Risk::Write if unit.end.is_none() => Word::Error(ClientError::TransactionLost),
+        Risk::Write | Risk::Commit => Word::Error(ClientError::CommitUnknown),
+    }
+}
+
+fn units<'a>(awaited: impl Iterator<Item = &'a Entry>, in_batch: bool) -> Vec<Unit> {
+    let mut units = Vec::new();
+    let mut open = Unit::default();
+    for entry in awaited {
+        if matches!(entry.expect, Expect::Local | Expect::CopyEnd) {
+            continue;
+        }
+        open.messages += 1;
+        open.client |= entry.own.is_none();
+        open.risk = open.risk.max(entry.risk);
+        open.rolls_back |= entry.rolls_back;
+        if matches!(
+            entry.expect,
+            Expect::Query | Expect::Function | Expect::Sync
+        ) {
+            open.end = Some(entry.expect);
+            let unit = std::mem::take(&mut open);
+            // The proxy's own question goes to nobody.
+            if entry.own.is_none() {
+                units.push(unit);
+            }
+        }
+    }
+    if open.client || in_batch {
+        units.push(open);
+    }
+    units
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::pipeline::Own;
+
+    fn entry(expect: Expect, risk: Risk) -> Entry {
+        Entry {
+            risk,
+            ..Entry::client(expect)
+        }
+    }
+
+    fn told(status: Status, awaited: &[Entry], in_batch: bool) -> String {
+        let (words, state) = last_words(status, awaited.iter(), in_batch);
+        let letter = |status| match status {
+            Status::Idle => 'I',
+            Status::Open => 'T',
+            Status::Failed => 'E',
+        };
+        let mut text = String::new();
+        for (word, ready) in words {
+            match word {
+                Word::Error(error) => text.push_str(&error.report().sqlstate),
+                Word::RolledBack => text.push_str("rollback"),
+                Word::Nothing => {}
+            }
+            text.extend(ready.map(letter));
+            text.push(' ');
+        }
+        text.push(letter(state));
+        text
+    }
+
+    #[test]
+    fn each_state_has_its_words() {
+        use Expect::{Bind, Execute, Query, Sync};
+        use Status::{Failed, Idle, Open};
+        let none = || entry(Query, Risk::None);
+        let write = || entry(Query, Risk::Write);
+        let commit = || entry(Query, Risk::Commit);
+        let rollback = || Entry {
+            rolls_back: true,
+            ..none()
+        };
+        let probe = || Entry::own(Query, Own::Probe);
+        // Nothing under way.
+        assert_eq!(told(Idle, &[], false), "I");
+        assert_eq!(told(Open, &[], false), "E");
+        assert_eq!(told(Failed, &[], false), "E");
+        assert_eq!(told(Idle, &[probe()], false), "I");
+        // Alone.
+        assert_eq!(told(Idle, &[none()], false), "40001I I");
+        assert_eq!(told(Idle, &[write()], false), "08007I I");
+        assert_eq!(told(Idle, &[probe(), commit()], false), "08007I I");
+        let mut batch = vec![entry(Bind, Risk::None), entry(Execute, Risk::Write)];
+        assert_eq!(told(Idle, &batch, true), "40001 I");
+        batch.extend([entry(Sync, Risk::Write), write()]);
+        assert_eq!(told(Idle, &batch, false), "08007I 08007I I");
+        // All was said but for the state.
+        assert_eq!(told(Idle, &[entry(Sync, Risk::None)], false), "I I");
+        assert_eq!(told(Idle, &[entry(Sync, Risk::Write)], false), "08007I I");
+        // In a transaction.
+        assert_eq!(told(Open, &[write()], false), "40001E E");
+        assert_eq!(told(Open, &[], true), "40001 E");
+        assert_eq!(told(Open, &[commit()], false), "08007I I");
+        assert_eq!(told(Open, &[rollback()], false), "rollbackI I");
+        assert_eq!(told(Failed, &[rollback()], false), "rollbackI I");
+        let queries = [write(), none(), rollback(), write()];
+        assert_eq!(
+            told(Open, &queries, false),
+            "40001E 25P02E rollbackI 08007I I"
+        );
+        assert_eq!(told(Open, &[write(), commit()], false), "08007E 08007I I");
+    }
+}
