@@ -158,7 +158,10 @@ impl Steward {
                 tracing::debug!(database, "empty and idle: the database's stream sleeps");
                 rest.fell_asleep(began.elapsed());
             }
-            Ok(Tried::NotNow) => rest.stayed_awake(began.elapsed()),
+            Ok(Tried::NotNow) => {
+                tracing::debug!(database, "in use: the database's stream stays awake");
+                rest.stayed_awake(began.elapsed());
+            }
             Err(error) => {
                 tracing::debug!(database, %error, "the database's stream can't be put to sleep");
                 rest.unsure();

@@ -29,7 +29,35 @@ async fn asleep() -> TestCluster {
 /// Connections for clients' work are closed as soon as nobody uses them.
 async fn start() -> TestCluster {
     let builder = TestCluster::builder().config("[pool]\nidle_timeout_s = 1");
+    let builder = builder.env("RUST_LOG", "info,synapsedb::cluster::sleep=debug");
     builder.start().await
+}
+
+/// Waits until it is tried once more in vain to have the empty database sleep.
+async fn until_kept_awake(cluster: &TestCluster) {
+    let tries = || {
+        let log = cluster.proxy_log_text();
+        let kept = |line: &&str| line.contains("stays awake") && line.contains(EMPTY);
+        log.lines().filter(kept).count()
+    };
+    let before = tries();
+    until("it was tried", || async { tries() > before }).await;
+}
+
+/// Makes a database in which nobody ever is.
+async fn make_another(cluster: &TestCluster) {
+    run(&cluster.client().await, "create database another").await;
+}
+
+/// Waits until that one sleeps: one in which nobody has been for longer is awake for a reason then.
+async fn until_another_sleeps(cluster: &TestCluster) {
+    until("it sleeps", || async {
+        let body = http::get(cluster.http_port(), "/status").await.1;
+        let asleep = body.split_once("\"asleep\":[").map_or("", |(_, rest)| rest);
+        let asleep = asleep.split(']').next().unwrap_or_default();
+        asleep.contains("\"another\"")
+    })
+    .await;
 }
 
 async fn until_asleep(cluster: &TestCluster) {
@@ -93,13 +121,15 @@ async fn an_idle_empty_database_is_not_read_and_wakes_for_a_client() {
 
     // What it holds keeps it awake, and once that is gone it may sleep again.
     drop(guest);
-    tokio::time::sleep(Duration::from_secs(16)).await;
+    until_kept_awake(&cluster).await;
     assert!(is_awake(&cluster).await, "it is not empty");
     let guest = cluster.client_as(USER, PASSWORD, EMPTY).await;
     run(&guest, "drop table u").await;
     cluster.assert_nodes_equal().await;
-    tokio::time::sleep(Duration::from_secs(14)).await;
+    make_another(&cluster).await;
+    until_another_sleeps(&cluster).await;
     assert!(is_awake(&cluster).await, "a client is in it");
+    run(&client, "drop database another").await;
     drop(guest);
     until_asleep(&cluster).await;
 }
@@ -206,15 +236,17 @@ async fn a_definition_made_straight_on_the_writer_waits_until_the_stream_counts(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_is_at_work_keeps_the_stream_awake() {
-    let cluster = TestCluster::start().await;
+    let cluster = start().await;
     run(&cluster.client().await, "create table t (a int)").await;
     let early = cluster.node_db(0, EMPTY).await;
+    // Ahead of the transaction, whose end its slot would wait for.
+    make_another(&cluster).await;
     run(&early, "set idle_in_transaction_session_timeout = 0; begin isolation level repeatable read; select 1; create temp table x ()").await;
-    tokio::time::sleep(Duration::from_secs(14)).await;
+    until_another_sleeps(&cluster).await;
     assert!(is_awake(&cluster).await, "somebody is in it");
     // Not even by a name that passes for the proxy's own.
     run(&early, "set application_name = 'synapsedb control'").await;
-    tokio::time::sleep(Duration::from_secs(14)).await;
+    until_kept_awake(&cluster).await;
     assert!(is_awake(&cluster).await, "a transaction with DDL is open");
     assert_eq!(ask(&cluster.node_db(0, EMPTY).await, MARK).await, "0");
     run(

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::Output;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use synapsedb::cli::demo::server::{DATABASE, PASSWORD, USER};
 use synapsedb::config::Config;
@@ -14,6 +15,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::raw::Raw;
 use crate::support::cluster::TestCluster;
+
+/// How long anything that must happen may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// One node with the relay before it.
 pub struct House {
@@ -94,6 +98,18 @@ impl House {
         pool.expect("a node")
     }
 
+    /// Waits until somebody is in line for one of those connections.
+    pub async fn until_in_line(&self) {
+        let pool = self.pool();
+        until("somebody waits", async || pool.waiting() > 0).await;
+    }
+
+    /// Waits until the sessions of all but so many clients have ended.
+    pub async fn until_left(&self, clients: usize) {
+        let seats = &self.shared.seats;
+        until("the others have left", async || seats.taken() == clients).await;
+    }
+
     /// A session byte by byte, logged in.
     pub async fn raw(&self) -> Raw {
         Raw::login(self.port, &[]).await
@@ -115,6 +131,15 @@ impl House {
         let limit = std::time::Duration::from_secs(120);
         let output = tokio::time::timeout(limit, output).await;
         output.expect("it ends").expect("it runs")
+    }
+}
+
+/// Waits until it is so.
+pub async fn until(what: &str, question: impl AsyncFn() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !question().await {
+        assert!(Instant::now() < end, "in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 

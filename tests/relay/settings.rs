@@ -1,8 +1,9 @@
 //! What belongs to a session follows it over connections, and nothing is left for the next.
 
+use std::pin::pin;
 use std::time::Duration;
 
-use crate::house::{House, code, rows, value};
+use crate::house::{House, code, rows, until, value};
 use crate::raw::Raw;
 
 /// Everything a client could tell one connection from another by.
@@ -203,7 +204,8 @@ async fn leaks(house: &House) {
         let client = house.client().await;
         let _ = client.batch_execute(worst).await;
         drop(client);
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        // But for the first client of all.
+        house.until_left(1).await;
         let next = house.client().await;
         let found = rows(&next, FINGERPRINT).await;
         let differs: Vec<_> = found.iter().filter(|row| !fresh.contains(row)).collect();
@@ -242,7 +244,7 @@ async fn pins(house: &House) {
         let (a, b) = (house.client().await, house.client().await);
         a.batch_execute(make).await.expect("made");
         let waiting = tokio::spawn(async move { value(&b, "select 1").await });
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        house.until_in_line().await;
         assert!(
             !waiting.is_finished(),
             "{make}: the only connection is held"
@@ -263,15 +265,17 @@ async fn sequences(house: &House) {
     // Another session's value never comes back.
     assert_eq!(code(b.simple_query("select currval('s')").await), "55000");
     drop(b);
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    house.until_left(2).await;
     assert_eq!(value(&a, "select nextval('s')").await, "2");
     assert_eq!(value(&a, "select currval('s')").await, "2");
     assert_eq!(value(&a, "select lastval()").await, "2");
-    let b = tokio::time::timeout(Duration::from_millis(300), house.client());
-    assert!(b.await.is_err(), "held");
+    let mut login = pin!(house.client());
+    tokio::select! {
+        _ = &mut login => panic!("not held"),
+        () = house.until_in_line() => {}
+    }
     drop(a);
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    assert_eq!(value(&house.client().await, "select 3").await, "3");
+    assert_eq!(value(&login.await, "select 3").await, "3");
 }
 
 /// A client gone in the middle of things frees its connection, and nothing goes on for it.
@@ -289,12 +293,12 @@ async fn vanished(house: &House) {
         drop(b);
         let mut raw = house.raw().await;
         raw.query(what).go().await;
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        let busy = "select count(*) from pg_stat_activity where state <> 'idle' and pid <> pg_backend_pid() \
+                    and backend_type = 'client backend'";
+        until("it runs", async || value(&watcher, busy).await == "1").await;
         drop(raw);
         let next = tokio::time::timeout(Duration::from_secs(8), house.client()).await;
         assert_eq!(value(&next.expect("free again"), "select 1").await, "1");
-        let busy = "select count(*) from pg_stat_activity where state <> 'idle' and pid <> pg_backend_pid() \
-                    and backend_type = 'client backend'";
         assert_eq!(value(&watcher, busy).await, "0", "{what}");
     }
 }
