@@ -72,7 +72,10 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), ServeErr
     let shared = Arc::new(Shared::new(Arc::clone(&config))?);
     let begun = Cluster::start(
         Arc::clone(&config),
-        Arc::clone(&shared.pools),
+        Box::new({
+            let shared = Arc::clone(&shared);
+            move || shared.under_way()
+        }),
         shared.office(),
     );
     let mut starting = replication.spawn(begun);

@@ -22,8 +22,6 @@ const DRAIN: Duration = Duration::from_secs(10);
 const LEVEL: Duration = Duration::from_secs(5);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(2);
-/// Sessions that keep a connection while they are idle don't hold up a change for longer.
-const KEPT: Duration = Duration::from_millis(500);
 
 /// Why a node did not become the writer.
 #[derive(Debug, thiserror::Error)]
@@ -110,12 +108,11 @@ impl Cluster {
     async fn drain(&self, steward: &Arc<Steward>) -> Result<(), HandoverError> {
         let began = Instant::now();
         let mut client = None;
+        // Whoever writes there past the proxy is let come to his end too.
         let sql = "select count(*) from pg_stat_activity
-                    where backend_type = 'client backend' and state <> 'idle' and pid <> pg_backend_pid()
-                      and application_name not like 'synapsedb %'";
+                    where backend_type = 'client backend' and backend_xid is not null and pid <> pg_backend_pid()";
         while began.elapsed() < DRAIN {
-            let leased = self.pools.in_flight(steward.writer());
-            if leased == 0 || began.elapsed() > KEPT {
+            if (self.under_way)() == 0 {
                 let client = steward.on_writer(&mut client).await?;
                 let busy: i64 = client
                     .query_one(sql, &[])

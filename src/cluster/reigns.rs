@@ -27,7 +27,6 @@ use super::view::{NodeView, Status};
 use crate::config::Config;
 use crate::ids::NodeId;
 use crate::node::control::Control;
-use crate::node::pool::Pools;
 
 /// What a node may take to answer while a writer is looked for.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -43,22 +42,26 @@ struct Wish {
     answer: oneshot::Sender<Result<(), HandoverError>>,
 }
 
+/// How many sessions have something under way at the writer; once it is 0 after `Closing` was told, it stays so.
+pub type UnderWay = Box<dyn Fn() -> usize + Send + Sync>;
+
 /// The cluster, whoever writes.
 pub struct Cluster {
     pub(super) common: Arc<Common>,
     current: ArcSwap<Steward>,
     armed: Mutex<BTreeSet<NodeId>>,
     wishes: mpsc::Sender<Wish>,
-    pub(super) pools: Arc<Pools>,
+    pub(super) under_way: UnderWay,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
 
 impl Cluster {
-    /// Brings the cluster up and starts its first steward. Sessions hear of its writers by `office`.
+    /// Brings the cluster up and starts its first steward. Sessions hear of its writers by `office`, and `under_way`
+    /// tells what they still have to do at one that is to leave.
     pub async fn start(
         config: Arc<Config>,
-        pools: Arc<Pools>,
+        under_way: UnderWay,
         office: Told,
     ) -> Result<Arc<Self>, BringUpError> {
         let control = Control::new(&config);
@@ -85,7 +88,7 @@ impl Cluster {
             current: ArcSwap::new(steward),
             armed: Mutex::new(armed),
             wishes,
-            pools,
+            under_way,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });

@@ -15,7 +15,7 @@ mod commands;
 mod comparison;
 mod confirming;
 mod demo;
-// `failover.rs` joins here once another node can become writer.
+mod failover;
 mod faults;
 mod held_applier;
 mod history;
