@@ -328,6 +328,22 @@ async fn write(cluster: &TestCluster) {
     run(&client, "update t set last = 'yes' where id = 104").await;
 }
 
+/// Or the test would show nothing.
+fn assert_some_were_cut(units: &[Arc<Unit>]) {
+    let cut = |spilled: bool| {
+        let of_kind = |unit: &&Arc<Unit>| {
+            !unit.closes && matches!(unit.changes, Changes::Spilled(_)) == spilled
+        };
+        units.iter().filter(of_kind).count()
+    };
+    let (merged, streamed) = (cut(false), cut(true));
+    assert!(merged > 10, "{merged} units were cut out of transactions");
+    assert!(
+        streamed > 1,
+        "{streamed} units were cut out of streamed transactions"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn rule_25_who_lags_is_levelled_from_a_followers_log_under_the_old_names() {
     let mut cluster = TestCluster::start().await;
@@ -399,22 +415,7 @@ async fn rule_25_who_lags_is_levelled_from_a_followers_log_under_the_old_names()
         names.is_sorted() && first_term(&units).len() > ours.len(),
         "what it has comes too: {names:?}"
     );
-    let cut = |spilled: bool| {
-        let of_kind = |unit: &&Arc<Unit>| {
-            !unit.closes && matches!(unit.changes, Changes::Spilled(_)) == spilled
-        };
-        units.iter().filter(of_kind).count()
-    };
-    assert!(
-        cut(false) > 10,
-        "{} units were cut out of transactions",
-        cut(false)
-    );
-    assert!(
-        cut(true) > 1,
-        "{} units were cut out of streamed transactions",
-        cut(true)
-    );
+    assert_some_were_cut(&units);
 
     let all: Vec<UnitId> = names.iter().copied().filter(|unit| *unit > place).collect();
     assert_eq!(level(&cluster, 2, place, &units).await, all);
