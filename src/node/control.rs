@@ -15,7 +15,7 @@ use super::backend::Address;
 use super::places::Places;
 use super::schema;
 use crate::config::Config;
-use crate::ids::{Epoch, Lsn, NodeId, SYNAPSEDB, fnv1a, origin_name, term_of_origin};
+use crate::ids::{Epoch, Lsn, NodeId, SYNAPSEDB, UnitId, fnv1a, origin_name, term_of_origin};
 
 /// How long opening a connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -464,6 +464,17 @@ pub async fn applied_places(client: &Client, database: &str) -> Result<Places, C
     Ok(Places::read(
         rows.map(|(o, lsn)| (o.as_str(), lsn.as_str())),
     ))
+}
+
+/// Notes that the client's database has everything up to this unit. For a node that was the unit's writer and becomes a
+/// follower: no applier brought it what it made itself.
+pub async fn set_place(client: &Client, database: &str, place: UnitId) -> Result<(), ControlError> {
+    let origin = origin_name(place.term, database);
+    let insert = "insert into synapsedb.applied_places (origin, lsn) values ($1, $2::text::pg_lsn)";
+    client
+        .execute(insert, &[&origin, &place.lsn.to_string()])
+        .await?;
+    Ok(())
 }
 
 /// Makes an origin if it is not there, with the first row of its place in the client's database.

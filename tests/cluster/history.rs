@@ -328,6 +328,22 @@ async fn write(cluster: &TestCluster) {
     run(&client, "update t set last = 'yes' where id = 104").await;
 }
 
+/// Or the test would show nothing.
+fn assert_some_were_cut(units: &[Arc<Unit>]) {
+    let cut = |spilled: bool| {
+        let of_kind = |unit: &&Arc<Unit>| {
+            !unit.closes && matches!(unit.changes, Changes::Spilled(_)) == spilled
+        };
+        units.iter().filter(of_kind).count()
+    };
+    let (merged, streamed) = (cut(false), cut(true));
+    assert!(merged > 10, "{merged} units were cut out of transactions");
+    assert!(
+        streamed > 1,
+        "{streamed} units were cut out of streamed transactions"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn rule_25_who_lags_is_levelled_from_a_followers_log_under_the_old_names() {
     let mut cluster = TestCluster::start().await;
@@ -399,29 +415,17 @@ async fn rule_25_who_lags_is_levelled_from_a_followers_log_under_the_old_names()
         names.is_sorted() && first_term(&units).len() > ours.len(),
         "what it has comes too: {names:?}"
     );
-    let cut = |spilled: bool| {
-        let of_kind = |unit: &&Arc<Unit>| {
-            !unit.closes && matches!(unit.changes, Changes::Spilled(_)) == spilled
-        };
-        units.iter().filter(of_kind).count()
-    };
-    assert!(
-        cut(false) > 10,
-        "{} units were cut out of transactions",
-        cut(false)
-    );
-    assert!(
-        cut(true) > 1,
-        "{} units were cut out of streamed transactions",
-        cut(true)
-    );
+    assert_some_were_cut(&units);
 
     let all: Vec<UnitId> = names.iter().copied().filter(|unit| *unit > place).collect();
     assert_eq!(level(&cluster, 2, place, &units).await, all);
     let (_, at) = start(&cluster, 2, Epoch(1)).await;
     assert_eq!(Some(&at), names.last(), "the place counts over all terms");
-    arm(&cluster, 0, &[2]).await;
     let last = *theirs.keys().next_back().expect("some");
+    let former = arm(&cluster, 0, &[2]).await;
+    let set = control::set_place(&former, DATABASE, last).await;
+    set.expect("the schema is there");
+    assert_eq!(start(&cluster, 0, Epoch(2)).await.1, last);
     let own = names.iter().filter(|unit| unit.term == Epoch(2)).count();
     assert_eq!(level(&cluster, 0, last, &units).await.len(), own);
     assert_eq!(own, OWN.len() - 1);
