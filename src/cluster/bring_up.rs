@@ -451,9 +451,20 @@ impl<'a> BringUp<'a> {
             return Err(self.unreachable(writer, ControlError::Timeout));
         };
         let names = control::databases(&at_writer.client).await;
+        let names = names.map_err(self.failed(writer, "listing databases"))?;
+        // Places are kept in rows; an origin of a term that is over would only take room that new ones need.
+        let origin = |name: &String| origin_name(office.term, name);
+        let keep: Vec<String> = names.iter().map(origin).collect();
+        for node in reached
+            .iter()
+            .filter(|r| !office.outcast.contains_key(&r.node))
+        {
+            let dropped = control::drop_origins(&node.client, &keep).await;
+            dropped.map_err(self.failed(node.node, "dropping origins of former terms"))?;
+        }
         let mut lost = BTreeMap::new();
         let mut databases = BTreeMap::new();
-        for name in names.map_err(self.failed(writer, "listing databases"))? {
+        for name in names {
             let start = self.slot(at_writer, &name, first, &mut lost).await?;
             let mut followers = BTreeMap::new();
             for node in reached.iter().filter(|r| r.node != writer) {

@@ -125,7 +125,7 @@ impl Steward {
                         Status::CatchingUp
                     };
                 }
-            } else if entry.status != Status::Fenced {
+            } else {
                 entry.status = Status::Down;
             }
             count(&mut view);
@@ -298,8 +298,8 @@ fn show(entry: &mut NodeView, follower: &FollowerSnapshot, decoded: Lsn, databas
     entry.problem = known.fenced.clone().or(failure);
     let at_work = databases > 0 && known.connected >= databases && known.failures.is_empty();
     entry.status = match entry.status {
-        _ if known.fenced.is_some() => Status::Fenced,
         Status::Down => Status::Down,
+        _ if known.fenced.is_some() => Status::Fenced,
         _ if at_work => Status::InSync,
         _ => Status::CatchingUp,
     };
@@ -313,20 +313,21 @@ fn count(view: &mut View) {
     view.quorum = writer && view.in_sync > view.nodes.len() / 2;
 }
 
-pub(super) fn first_view(config: &Config, prepared: &Prepared) -> View {
+pub(super) fn first_view(config: &Config, prepared: &Prepared, before: Option<&View>) -> View {
+    let known = |at: usize| before.and_then(|view| view.nodes.get(at));
     let node = |(at, node): (usize, &crate::config::Node)| NodeView {
         id: NodeId(at),
         name: node.name.clone(),
         host: node.host.clone(),
         port: node.port,
-        status: if NodeId(at) == prepared.writer {
-            Status::InSync
-        } else {
-            Status::CatchingUp
+        status: match known(at).map(|node| node.status) {
+            _ if NodeId(at) == prepared.writer => Status::InSync,
+            Some(Status::Down) if !prepared.armed.contains(&NodeId(at)) => Status::Down,
+            _ => Status::CatchingUp,
         },
         is_writer: NodeId(at) == prepared.writer,
-        last_heartbeat: None,
-        latency_ms: None,
+        last_heartbeat: known(at).and_then(|node| node.last_heartbeat),
+        latency_ms: known(at).and_then(|node| node.latency_ms),
         lag_bytes: 0,
         lag_seconds: 0.0,
         indexes_owed: 0,

@@ -81,7 +81,7 @@ impl Cluster {
             config,
         });
         let armed = prepared.armed.clone();
-        let steward = Steward::start(&common, prepared);
+        let steward = Steward::start(&common, prepared, None);
         let (wishes, wished) = mpsc::channel(1);
         let cluster = Arc::new(Self {
             common,
@@ -170,7 +170,7 @@ impl Cluster {
         steward.abdicate().await;
         let prepared = self.bring_up(wanted).await;
         self.common.catalogs.forget_all();
-        let next = Steward::start(&self.common, prepared);
+        let next = Steward::start(&self.common, prepared, Some(&steward.view()));
         self.current.store(Arc::clone(&next));
         steward.stop().await;
         tracing::info!(

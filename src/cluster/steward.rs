@@ -81,7 +81,8 @@ pub struct Common {
 
 impl Steward {
     /// Starts streams, appliers and probes of a cluster that has been brought up.
-    pub fn start(common: &Arc<Common>, prepared: Prepared) -> Arc<Self> {
+    /// `before` is the view of the one whose time is over.
+    pub fn start(common: &Arc<Common>, prepared: Prepared, before: Option<&View>) -> Arc<Self> {
         let config = Arc::clone(&common.config);
         let tasks = TaskTracker::new();
         let cancel = CancellationToken::new();
@@ -100,7 +101,7 @@ impl Steward {
             replicator.fence(*node, why.clone());
         }
         let steward = Arc::new(Self {
-            view: ArcSwap::from_pointee(first_view(&config, &prepared)),
+            view: ArcSwap::from_pointee(first_view(&config, &prepared, before)),
             behind_since: Mutex::default(),
             catalogs: Arc::clone(&common.catalogs),
             reads: Arc::clone(&common.reads),
