@@ -18,13 +18,13 @@ use super::bring_up::{DatabasePlaces, Prepared};
 use super::catalogs::Catalogs;
 use super::follower::{Arming, Follower};
 use super::guests::Guests;
+use super::keeper::Keeper;
 use super::meeting::Meeting;
 use super::metadata;
 use super::office::Told;
 use super::probes::{Standing, first_view};
 use super::reads::Reads;
 use super::replicator::{RETRY, Replicator};
-use super::sequences::Keeper;
 use super::service::OwnNames;
 use super::view::View;
 use crate::config::Config;
@@ -57,7 +57,7 @@ pub struct Steward {
     version: u32,
     pub(super) arming: Arc<Arming>,
     pub(super) office: Told,
-    pub(super) keeper: Keeper,
+    pub(super) keeper: Arc<Keeper>,
     /// Since when commits can't complete.
     pub(super) without_quorum: Mutex<Option<Instant>>,
     /// How the writer does.
@@ -77,6 +77,7 @@ pub struct Common {
     pub(super) guests: Arc<Guests>,
     pub(super) arming: Arc<Arming>,
     pub(super) office: Told,
+    pub(super) keeper: Arc<Keeper>,
 }
 
 impl Steward {
@@ -115,7 +116,7 @@ impl Steward {
             version: prepared.version,
             arming: Arc::clone(&common.arming),
             office: common.office.clone(),
-            keeper: Keeper::default(),
+            keeper: Arc::clone(&common.keeper),
             without_quorum: Mutex::default(),
             standing: watch::Sender::new(Standing::Beginning),
             tasks,

@@ -191,7 +191,7 @@ impl BringUp<'_> {
             let general = self.general_facts(node, state).await?;
             let databases = control::databases(&node.client).await;
             for database in databases.map_err(self.failed(node.node, "listing databases"))? {
-                let client = self.control.connect(node.node, &database).await;
+                let client = self.client(node.node, &database).await;
                 let client = client.map_err(self.failed(node.node, "connecting"))?;
                 let places = control::applied_places(&client, &database).await;
                 let places = places.map_err(self.failed(node.node, "reading its place"))?;

@@ -87,13 +87,6 @@ pub async fn end_of_log(client: &Client) -> Result<Lsn, ControlError> {
     lsn(row.get(0)).ok_or(ControlError::Answer("pg_current_wal_insert_lsn"))
 }
 
-/// Notes a place in the client's database that no applier brought about: the node made these units itself.
-pub async fn set_place(client: &Client, origin: &str, place: Lsn) -> Result<(), ControlError> {
-    let sql = "update synapsedb.applied_places set lsn = $2::text::pg_lsn where origin = $1";
-    client.execute(sql, &[&origin, &place.to_string()]).await?;
-    Ok(())
-}
-
 /// Ends what an older run left at work on the node: its appliers, in every database, and the readers of its slots. Gives
 /// how many were there still; to be asked again until there are none.
 pub async fn end_older(client: &Client) -> Result<i64, ControlError> {
