@@ -8,8 +8,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::bring_up::{BringUp, BringUpError, Reached};
+use super::replicator::{Replicator, State};
 use super::steward::Steward;
 use super::view::Status;
+use crate::engine::confirm::Report;
 use crate::engine::sequences::Block;
 use crate::ids::{Lsn, NodeId};
 use crate::node::control::{self, ControlError};
@@ -145,6 +147,47 @@ impl Steward {
             node.id != self.writer && !matches!(node.status, Status::Fenced | Status::Down)
         };
         view.nodes.iter().filter(may).map(|node| node.id).collect()
+    }
+}
+
+impl Replicator {
+    /// What may be reported, as far as followers' sequences allow it.
+    pub(super) fn covered(&self, state: &mut State) -> Report {
+        let report = state.confirmer.report();
+        let sequences = &state.sequences;
+        let write = sequences.confirmable(report.write, report.unit);
+        if write == report.write {
+            if sequences.is_half_used(write) {
+                self.reading.notify_one();
+            }
+            return report;
+        }
+        self.reading.notify_one();
+        let told = *self.reports.borrow();
+        Report {
+            write: write.max(told.write),
+            flush: report.flush.min(write).max(told.flush),
+            unit: report.unit.min(write).max(told.unit),
+            // Another one follows as soon as they have been raised.
+            bounded: true,
+        }
+    }
+
+    /// Waits until the writer's sequences are to be read. Dropping it loses no wish.
+    pub(super) async fn reading_wanted(&self) {
+        self.reading.notified().await;
+    }
+
+    /// They are to be read.
+    pub(super) fn want_reading(&self) {
+        self.reading.notify_one();
+    }
+
+    /// The writer's log ended at `end`, then its sequences were read and followers raised.
+    pub(super) fn sequences_raised(&self, end: Lsn, blocks: Vec<Block>) {
+        let mut state = self.lock();
+        state.sequences.raised(end, blocks);
+        self.announce(&mut state);
     }
 }
 
