@@ -17,9 +17,6 @@ use crate::config::Config;
 use crate::ids::{Lsn, NodeId};
 use crate::node::control::ControlError;
 
-/// For how long commits only wait, before writes are refused.
-const GRACE: Duration = Duration::from_millis(500);
-
 /// How the writer of a term does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
@@ -175,19 +172,6 @@ impl Steward {
         self.carry();
     }
 
-    /// Whether commits can complete. An applier that connects anew is back before anybody should be refused.
-    fn has_quorum(&self, view: &View) -> bool {
-        let mut since = self
-            .without_quorum
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if view.quorum {
-            *since = None;
-            return true;
-        }
-        since.get_or_insert_with(Instant::now).elapsed() < GRACE
-    }
-
     /// Tells sessions what may be asked of the writer. A planned change of writer says so itself, and its word stands.
     pub(super) fn tell_office(&self) {
         if self.cancel.is_cancelled() {
@@ -195,7 +179,7 @@ impl Steward {
         }
         let view = self.view();
         let state = match *self.standing.borrow() {
-            Standing::Serving if self.has_quorum(&view) => State::Open,
+            Standing::Serving if may_have_quorum(&view) => State::Open,
             Standing::Serving => State::ReadOnly {
                 in_sync: view.in_sync,
                 nodes: view.nodes.len(),
@@ -303,6 +287,13 @@ fn show(entry: &mut NodeView, follower: &FollowerSnapshot, decoded: Lsn, databas
         _ if at_work => Status::InSync,
         _ => Status::CatchingUp,
     };
+}
+
+/// Whether enough nodes are there for commits to complete. An applier that connects anew, or that mends what it could
+/// not apply, makes commits wait; writes are refused where nodes are missing.
+fn may_have_quorum(view: &View) -> bool {
+    let there = |node: &&NodeView| !matches!(node.status, Status::Down | Status::Fenced);
+    view.nodes.iter().filter(there).count() > view.nodes.len() / 2
 }
 
 /// Counts the majority anew. Without the writer nothing can be written, whoever else is there.

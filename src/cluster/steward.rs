@@ -58,8 +58,6 @@ pub struct Steward {
     pub(super) arming: Arc<Arming>,
     pub(super) office: Told,
     pub(super) keeper: Arc<Keeper>,
-    /// Since when commits can't complete.
-    pub(super) without_quorum: Mutex<Option<Instant>>,
     /// How the writer does.
     pub(super) standing: watch::Sender<Standing>,
     pub(super) tasks: TaskTracker,
@@ -117,7 +115,6 @@ impl Steward {
             arming: Arc::clone(&common.arming),
             office: common.office.clone(),
             keeper: Arc::clone(&common.keeper),
-            without_quorum: Mutex::default(),
             standing: watch::Sender::new(Standing::Beginning),
             tasks,
             cancel,
