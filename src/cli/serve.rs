@@ -132,7 +132,7 @@ async fn serve(
         };
         work.spawn(door.serve(Arc::clone(shared), clients.clone(), relay::run));
     }
-    work.spawn(offices::attend(Arc::clone(&shared)));
+    work.spawn(offices::attend(Arc::clone(shared)));
     let pools = Arc::clone(&shared.pools);
     let stop_tending = shared.abort.clone();
     work.spawn(async move { pools.tend(stop_tending).await });

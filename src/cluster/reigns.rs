@@ -86,7 +86,7 @@ impl Cluster {
         });
         let armed = prepared.armed.clone();
         let steward = Steward::start(&common, prepared, None);
-        let (wishes, wished) = mpsc::channel(1);
+        let (wishes, heard) = mpsc::channel(1);
         let cluster = Arc::new(Self {
             common,
             current: ArcSwap::new(steward),
@@ -97,7 +97,7 @@ impl Cluster {
             stop: CancellationToken::new(),
         });
         let this = Arc::clone(&cluster);
-        cluster.tasks.spawn(async move { this.go_on(wished).await });
+        cluster.tasks.spawn(async move { this.go_on(heard).await });
         Ok(cluster)
     }
 
@@ -139,7 +139,7 @@ impl Cluster {
         self.steward().stop().await;
     }
 
-    async fn go_on(&self, mut wished: mpsc::Receiver<Wish>) {
+    async fn go_on(&self, mut heard: mpsc::Receiver<Wish>) {
         let reigns = async {
             loop {
                 let steward = self.steward();
@@ -148,7 +148,7 @@ impl Cluster {
                     biased;
                     // The sender lives as long as the steward.
                     _ = standing.wait_for(|standing| *standing == Standing::Lost) => None,
-                    Some(wish) = wished.recv() => Some(wish),
+                    Some(wish) = heard.recv() => Some(wish),
                 };
                 match wish {
                     None => self.follow(&steward, None).await,

@@ -12,7 +12,6 @@ use axum::extract::{ConnectInfo, Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::serve::IncomingStream;
-use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::door::Operators;
@@ -20,6 +19,7 @@ use super::limit::Limited;
 use crate::cluster::reigns::Cluster;
 use crate::config::Config;
 use crate::ids::NodeId;
+use crate::node::control;
 use crate::wire::scram::verifier::Verifier;
 
 const SALT: &[u8] = b"synapsedb orders";
@@ -29,8 +29,7 @@ const ITERATIONS: u32 = 100_000;
 pub fn key(config: &Config) -> Option<String> {
     let password = config.admin.password.as_ref()?;
     let verifier = Verifier::of_password(password.expose().as_bytes(), SALT, ITERATIONS).ok()?;
-    let digest = Sha256::digest(verifier.reveal().as_bytes());
-    Some(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+    Some(control::secret_hash(&verifier.reveal()))
 }
 
 /// Whether an order from there may be carried out.

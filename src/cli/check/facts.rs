@@ -11,6 +11,7 @@ use super::connect;
 use crate::cli::demo::install::PgVersion;
 use crate::config::{Config, Node};
 use crate::node::control::{self, State};
+use crate::node::office;
 
 /// How many tables of one kind are named.
 const NAMED_MAX: usize = 5;
@@ -32,6 +33,8 @@ pub struct Facts {
     pub given: Vec<(String, String, String)>,
     /// What it remembers of a cluster.
     pub state: Option<State>,
+    /// Whether it holds an office as the writer.
+    pub in_office: bool,
     /// The proxy's slots.
     pub slots: Vec<Slot>,
     /// Extensions that could be made there.
@@ -113,6 +116,7 @@ pub async fn gather(config: &Config, node: &Node) -> Result<Facts, String> {
             .map(|r| (r.get(0), r.get(1), r.get(2)))
             .collect(),
         state: None,
+        in_office: false,
         slots: slots(&client).await?,
         available: column(&client, AVAILABLE).await?,
         databases: Vec::new(),
@@ -121,6 +125,9 @@ pub async fn gather(config: &Config, node: &Node) -> Result<Facts, String> {
         facts.state = control::read_state(&client)
             .await
             .map_err(|e| e.to_string())?;
+        // A node that an older program set up keeps none.
+        let offices = office::offices(&client).await;
+        facts.in_office = offices.is_ok_and(|offices| !offices.held.is_empty());
     }
     for row in client.query(DATABASES, &[]).await.map_err(|e| words(&e))? {
         let (name, kind): (String, String) = (row.get(0), row.get(1));

@@ -203,7 +203,8 @@ fn slot(slot: &Slot) -> Option<Finding> {
 fn unread(facts: &Facts) -> Option<Finding> {
     let waits = facts.text("synchronous_standby_names") == "synapsedb";
     let idle = facts.slots.iter().any(|slot| !slot.active);
-    (waits && idle).then(|| {
+    // A follower's slots are not read, only moved.
+    (waits && idle && facts.in_office).then(|| {
         Finding::Hint(
             "no proxy reads its slots now: commits on it wait. Start the proxy, or take it off with synapsedb release"
                 .to_owned(),
@@ -395,6 +396,7 @@ mod tests {
             settings: settings.map(|(n, v)| (n.to_owned(), v.to_owned())).into(),
             given: Vec::new(),
             state: None,
+            in_office: true,
             slots: Vec::new(),
             available: Vec::new(),
             databases: ["app", "postgres"]
