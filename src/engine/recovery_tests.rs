@@ -154,3 +154,49 @@ fn an_epoch_is_newer_than_all_that_were_heard_of() {
     assert_eq!(next_epoch(&[Epoch(3), Epoch(7)], Epoch(5)), Epoch(8));
     assert_eq!(next_epoch(&[], Epoch(5)), Epoch(6));
 }
+
+fn together(databases: &[&[(usize, Facts)]], fenced: &[usize], wanted: Option<usize>) -> Plan {
+    let map = |all: &&[(usize, Facts)]| {
+        let pair = |(node, facts): &(usize, Facts)| (NodeId(*node), facts.clone());
+        all.iter().map(pair).collect::<BTreeMap<_, _>>()
+    };
+    let databases: Vec<_> = databases.iter().map(map).collect();
+    let fenced = fenced.iter().copied().map(NodeId).collect();
+    decide_together(3, Epoch(9), &databases, &fenced, wanted.map(NodeId))
+}
+
+#[test]
+fn of_several_databases_whoever_has_most_in_all_of_them_takes_office() {
+    let known = record(5, 4, 0);
+    let at = |lsn| facts(known, &[], &[(4, lsn)], 900);
+    let first = [(1, at(280)), (2, at(300))];
+    let plan = together(&[&first, &[(1, at(70)), (2, at(70))]], &[], None);
+    assert_eq!(parts(&plan), [Part::Fenced, Part::Live, Part::Writer]);
+    // Each lacks something that the other has: neither may be called the one that has everything.
+    let plan = together(&[&first, &[(1, at(80)), (2, at(70))]], &[], None);
+    assert_eq!(plan, Plan::Wait);
+    // Of equal ones the one that is wanted.
+    let level: &[(usize, Facts)] = &[(1, at(300)), (2, at(300))];
+    let Plan::Elect { record: chosen, .. } = together(&[level, level], &[], Some(2)) else {
+        panic!("nobody");
+    };
+    assert_eq!(chosen, record(9, 9, 2));
+    assert_eq!(together(&[level, level], &[1], None), Plan::Wait);
+    assert_eq!(together(&[&level[..1]], &[], None), Plan::Wait);
+}
+
+#[test]
+fn who_strays_in_one_database_is_out_in_all() {
+    let known = record(5, 5, 1);
+    let writer = || facts(known, &[(5, 800)], &[(4, 250)], 900);
+    let at = |lsn| facts(known, &[], &[(4, lsn)], 900);
+    let good: &[(usize, Facts)] = &[(1, writer()), (2, at(250))];
+    let bad: &[(usize, Facts)] = &[(1, writer()), (2, at(251))];
+    assert_eq!(parts(&together(&[good, good], &[], None))[2], Part::Leaving);
+    assert_eq!(parts(&together(&[good, bad], &[], None))[2], Part::Fenced);
+    // A planned change: the old writer left in order and is as long as the others.
+    let left = facts(record(5, 4, 0), &[], &[(4, 300)], 900);
+    let level = |node| (node, facts(record(5, 4, 0), &[], &[(4, 300)], 700));
+    let plan = together(&[&[(0, left), level(1), level(2)]], &[], Some(1));
+    assert_eq!(parts(&plan), [Part::Live, Part::Writer, Part::Live]);
+}
