@@ -71,7 +71,12 @@ impl Cluster {
         }
         self.tell(steward, State::Closing);
         if let Err(error) = self.close(steward, node).await {
-            self.tell(steward, State::Open);
+            if steward.cancel.is_cancelled() {
+                // There is no way back: whoever has everything goes on, the old writer perhaps.
+                self.follow(steward, None).await;
+            } else {
+                self.tell(steward, State::Open);
+            }
             return Err(error);
         }
         self.follow(steward, Some(node)).await;

@@ -64,12 +64,13 @@ impl Sequence {
     }
 }
 
-/// Every sequence of the client's database that is there for more than one session.
+/// Every sequence of the client's database that is there for more than one session. The proxy's own are each node's.
 pub async fn read(client: &Client) -> Result<Vec<Sequence>, ControlError> {
     let sql = "select format('%I.%I', n.nspname, c.relname), pg_sequence_last_value(c.oid), s.seqstart, s.seqincrement,
                       s.seqcache, s.seqmin, s.seqmax, s.seqcycle
                  from pg_sequence s join pg_class c on c.oid = s.seqrelid join pg_namespace n on n.oid = c.relnamespace
-                where c.relpersistence <> 't'";
+                where c.relpersistence <> 't'
+                  and not (n.nspname = 'synapsedb' and c.relname in ('asleep', 'pending_indexes_id_seq'))";
     let rows = client.query(sql, &[]).await?;
     let sequence = |row: &tokio_postgres::Row| {
         let (last, start, increment): (Option<i64>, i64, i64) =
