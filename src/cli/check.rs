@@ -3,6 +3,7 @@
 //! What nodes say is gathered in `check/facts.rs` and judged in `check/judge.rs`, which is pure.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_postgres::{Client, NoTls};
@@ -118,7 +119,7 @@ async fn compare(config: &Config) -> Result<(), BringUpError> {
         let facts = control::server_facts(&client).await.map_err(failed)?;
         reached.push(Reached {
             node,
-            client,
+            client: Arc::new(client),
             facts,
             state: None,
         });

@@ -6,12 +6,14 @@
 //! Guards promise 2. It takes no decision once the cluster runs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_postgres::Client;
 
 use super::alike;
 use super::follower::Arming;
+use super::keeper::Keeper;
 use super::taking_office::Office;
 use crate::config::Config;
 use crate::ids::{Epoch, Lsn, NodeId, UnitId, origin_name, slot_name};
@@ -98,7 +100,7 @@ pub struct Reached {
     /// Which.
     pub node: NodeId,
     /// A superuser's connection to the admin database.
-    pub client: Client,
+    pub client: Arc<Client>,
     /// What the server is.
     pub facts: ServerFacts,
     /// What it remembers of the cluster.
@@ -155,6 +157,8 @@ pub struct How {
     pub arming: Option<Arming>,
     /// The nodes that have been set up by this process.
     pub armed: BTreeSet<NodeId>,
+    /// Connections that are kept for a moment.
+    pub keeper: Arc<Keeper>,
 }
 
 impl How {
@@ -175,6 +179,15 @@ impl<'a> BringUp<'a> {
             control,
             how,
         }
+    }
+
+    /// A superuser's connection that is kept for a moment.
+    pub(super) async fn client(
+        &self,
+        node: NodeId,
+        database: &str,
+    ) -> Result<Arc<Client>, ControlError> {
+        self.how.keeper.client(self.control, node, database).await
     }
 
     pub(super) fn name(&self, node: NodeId) -> String {
@@ -270,7 +283,11 @@ impl<'a> BringUp<'a> {
                 self.how.patience
             };
             let answer = tokio::time::timeout(patience, self.reach_one(node)).await;
-            (node, answer.unwrap_or(Err(ControlError::Timeout)))
+            let answer = answer.unwrap_or(Err(ControlError::Timeout));
+            if answer.is_err() {
+                self.how.keeper.leave_node(node);
+            }
+            (node, answer)
         });
         let mut reached = Vec::new();
         let mut absent = None;
@@ -327,7 +344,7 @@ impl<'a> BringUp<'a> {
     }
 
     async fn reach_one(&self, node: NodeId) -> Result<Reached, ControlError> {
-        let client = self.control.connect(node, &self.control.database).await?;
+        let client = self.client(node, &self.control.database).await?;
         let facts = control::server_facts(&client).await?;
         let state = control::read_state(&client).await?;
         Ok(Reached {
@@ -423,7 +440,7 @@ impl<'a> BringUp<'a> {
     async fn install(&self, node: &Reached, arming: &Arming) -> Result<(), BringUpError> {
         let databases = control::databases(&node.client).await;
         for database in databases.map_err(self.failed(node.node, "listing databases"))? {
-            let client = self.control.connect(node.node, &database).await;
+            let client = self.client(node.node, &database).await;
             let client = client.map_err(self.failed(node.node, "connecting"))?;
             let installed = control::install(&client).await;
             installed.map_err(self.failed(node.node, "installing schema synapsedb"))?;
@@ -451,9 +468,20 @@ impl<'a> BringUp<'a> {
             return Err(self.unreachable(writer, ControlError::Timeout));
         };
         let names = control::databases(&at_writer.client).await;
+        let names = names.map_err(self.failed(writer, "listing databases"))?;
+        // Places are kept in rows; an origin of a term that is over would only take room that new ones need.
+        let origin = |name: &String| origin_name(office.term, name);
+        let keep: Vec<String> = names.iter().map(origin).collect();
+        for node in reached
+            .iter()
+            .filter(|r| !office.outcast.contains_key(&r.node))
+        {
+            let dropped = control::drop_origins(&node.client, &keep).await;
+            dropped.map_err(self.failed(node.node, "dropping origins of former terms"))?;
+        }
         let mut lost = BTreeMap::new();
         let mut databases = BTreeMap::new();
-        for name in names.map_err(self.failed(writer, "listing databases"))? {
+        for name in names {
             let start = self.slot(at_writer, &name, first, &mut lost).await?;
             let mut followers = BTreeMap::new();
             for node in reached.iter().filter(|r| r.node != writer) {
@@ -473,7 +501,7 @@ impl<'a> BringUp<'a> {
         database: &str,
         first: bool,
     ) -> Result<UnitId, BringUpError> {
-        let client = self.control.connect(node.node, database).await;
+        let client = self.client(node.node, database).await;
         let client = client.map_err(self.failed(node.node, "connecting"))?;
         let places = control::applied_places(&client, database).await;
         let places = places.map_err(self.failed(node.node, "reading its place"))?;
@@ -506,7 +534,7 @@ impl<'a> BringUp<'a> {
                 }
             }
         }
-        let client = self.control.connect(writer.node, database).await;
+        let client = self.client(writer.node, database).await;
         let client = client.map_err(self.failed(writer.node, "connecting"))?;
         let made = control::create_slot(&client, &slot).await;
         let place = made.map_err(self.failed(writer.node, "making a logical slot"))?;

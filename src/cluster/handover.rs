@@ -12,7 +12,7 @@ use super::reigns::Cluster;
 use super::sequences;
 use super::steward::Steward;
 use super::view::Status;
-use crate::ids::{Lsn, NodeId, origin_name};
+use crate::ids::{Lsn, NodeId, UnitId};
 use crate::node::control::{self, ControlError};
 use crate::node::office;
 
@@ -136,18 +136,18 @@ impl Cluster {
         end: Lsn,
     ) -> Result<(), ControlError> {
         let (control, term, writer) = (&self.common.control, steward.term, steward.writer());
+        let keeper = &self.common.keeper;
         for (_, database) in steward.replicator.streams() {
-            let theirs = control.connect(next, &database).await?;
+            let theirs = keeper.client(control, next, &database).await?;
             let places = control::applied_places(&theirs, &database).await?;
             let Some(place) = places.0.get(&term).filter(|lsn| lsn.0 > 0) else {
                 continue;
             };
-            let ours = control.connect(writer, &database).await?;
-            let origin = origin_name(term, &database);
-            control::create_origin(&ours, &origin).await?;
-            office::set_place(&ours, &origin, *place).await?;
+            let ours = keeper.client(control, writer, &database).await?;
+            let place = UnitId { term, lsn: *place };
+            control::set_place(&ours, &database, place).await?;
         }
-        let client = control.connect(writer, &control.database).await?;
+        let client = keeper.client(control, writer, &control.database).await?;
         office::leave(&client, term, end).await
     }
 }

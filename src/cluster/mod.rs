@@ -10,6 +10,7 @@ pub mod elsewhere;
 pub mod follower;
 pub mod guests;
 pub mod handover;
+pub mod keeper;
 pub mod loads;
 pub mod meeting;
 pub mod metadata;

@@ -17,9 +17,6 @@ use crate::config::Config;
 use crate::ids::{Lsn, NodeId};
 use crate::node::control::ControlError;
 
-/// For how long commits only wait, before writes are refused.
-const GRACE: Duration = Duration::from_millis(500);
-
 /// How the writer of a term does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
@@ -125,7 +122,7 @@ impl Steward {
                         Status::CatchingUp
                     };
                 }
-            } else if entry.status != Status::Fenced {
+            } else {
                 entry.status = Status::Down;
             }
             count(&mut view);
@@ -175,19 +172,6 @@ impl Steward {
         self.carry();
     }
 
-    /// Whether commits can complete. An applier that connects anew is back before anybody should be refused.
-    fn has_quorum(&self, view: &View) -> bool {
-        let mut since = self
-            .without_quorum
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if view.quorum {
-            *since = None;
-            return true;
-        }
-        since.get_or_insert_with(Instant::now).elapsed() < GRACE
-    }
-
     /// Tells sessions what may be asked of the writer. A planned change of writer says so itself, and its word stands.
     pub(super) fn tell_office(&self) {
         if self.cancel.is_cancelled() {
@@ -195,7 +179,7 @@ impl Steward {
         }
         let view = self.view();
         let state = match *self.standing.borrow() {
-            Standing::Serving if self.has_quorum(&view) => State::Open,
+            Standing::Serving if may_have_quorum(&view) => State::Open,
             Standing::Serving => State::ReadOnly {
                 in_sync: view.in_sync,
                 nodes: view.nodes.len(),
@@ -298,11 +282,18 @@ fn show(entry: &mut NodeView, follower: &FollowerSnapshot, decoded: Lsn, databas
     entry.problem = known.fenced.clone().or(failure);
     let at_work = databases > 0 && known.connected >= databases && known.failures.is_empty();
     entry.status = match entry.status {
-        _ if known.fenced.is_some() => Status::Fenced,
         Status::Down => Status::Down,
+        _ if known.fenced.is_some() => Status::Fenced,
         _ if at_work => Status::InSync,
         _ => Status::CatchingUp,
     };
+}
+
+/// Whether enough nodes are there for commits to complete. An applier that connects anew, or that mends what it could
+/// not apply, makes commits wait; writes are refused where nodes are missing.
+fn may_have_quorum(view: &View) -> bool {
+    let there = |node: &&NodeView| !matches!(node.status, Status::Down | Status::Fenced);
+    view.nodes.iter().filter(there).count() > view.nodes.len() / 2
 }
 
 /// Counts the majority anew. Without the writer nothing can be written, whoever else is there.
@@ -313,20 +304,21 @@ fn count(view: &mut View) {
     view.quorum = writer && view.in_sync > view.nodes.len() / 2;
 }
 
-pub(super) fn first_view(config: &Config, prepared: &Prepared) -> View {
+pub(super) fn first_view(config: &Config, prepared: &Prepared, before: Option<&View>) -> View {
+    let known = |at: usize| before.and_then(|view| view.nodes.get(at));
     let node = |(at, node): (usize, &crate::config::Node)| NodeView {
         id: NodeId(at),
         name: node.name.clone(),
         host: node.host.clone(),
         port: node.port,
-        status: if NodeId(at) == prepared.writer {
-            Status::InSync
-        } else {
-            Status::CatchingUp
+        status: match known(at).map(|node| node.status) {
+            _ if NodeId(at) == prepared.writer => Status::InSync,
+            Some(Status::Down) if !prepared.armed.contains(&NodeId(at)) => Status::Down,
+            _ => Status::CatchingUp,
         },
         is_writer: NodeId(at) == prepared.writer,
-        last_heartbeat: None,
-        latency_ms: None,
+        last_heartbeat: known(at).and_then(|node| node.last_heartbeat),
+        latency_ms: known(at).and_then(|node| node.latency_ms),
         lag_bytes: 0,
         lag_seconds: 0.0,
         indexes_owed: 0,

@@ -19,6 +19,7 @@ use super::catalogs::Catalogs;
 use super::follower::Arming;
 use super::guests::Guests;
 use super::handover::HandoverError;
+use super::keeper::Keeper;
 use super::office::{State, Told};
 use super::probes::Standing;
 use super::reads::Reads;
@@ -65,9 +66,11 @@ impl Cluster {
         office: Told,
     ) -> Result<Arc<Self>, BringUpError> {
         let control = Control::new(&config);
+        let keeper = Arc::new(Keeper::default());
         let arming = new_arming();
         let how = How {
             arming: Some(arming.clone()),
+            keeper: Arc::clone(&keeper),
             ..How::start()
         };
         let prepared = BringUp::new(&config, &control, &how).run().await?;
@@ -78,10 +81,11 @@ impl Cluster {
             guests: Arc::new(Guests::default()),
             arming: Arc::new(arming),
             office,
+            keeper,
             config,
         });
         let armed = prepared.armed.clone();
-        let steward = Steward::start(&common, prepared);
+        let steward = Steward::start(&common, prepared, None);
         let (wishes, wished) = mpsc::channel(1);
         let cluster = Arc::new(Self {
             common,
@@ -156,7 +160,11 @@ impl Cluster {
                 }
             }
         };
-        self.stop.run_until_cancelled(reigns).await;
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = self.common.keeper.tend() => {}
+            () = reigns => {}
+        }
     }
 
     /// Ends a steward's time, and begins another's as soon as somebody can write.
@@ -170,7 +178,7 @@ impl Cluster {
         steward.abdicate().await;
         let prepared = self.bring_up(wanted).await;
         self.common.catalogs.forget_all();
-        let next = Steward::start(&self.common, prepared);
+        let next = Steward::start(&self.common, prepared, Some(&steward.view()));
         self.current.store(Arc::clone(&next));
         steward.stop().await;
         tracing::info!(
@@ -228,6 +236,7 @@ impl Cluster {
                 wanted,
                 arming: Some(Arming::clone(&self.common.arming)),
                 armed: self.armed().clone(),
+                keeper: Arc::clone(&self.common.keeper),
             };
             match BringUp::new(&self.common.config, &self.common.control, &how)
                 .run()

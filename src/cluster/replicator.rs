@@ -22,7 +22,7 @@ use super::reads::Reads;
 use super::sight::Sight;
 use crate::engine::confirm::{Confirmer, Report, Standing, StreamId};
 use crate::engine::fence::{Other, Verdict, judge};
-use crate::engine::sequences::{Block, Sequences};
+use crate::engine::sequences::Sequences;
 use crate::ids::{Lsn, NodeId, UnitId};
 use crate::node::apply::aside::Aside;
 use crate::node::queue::{Full, Queue};
@@ -72,7 +72,7 @@ pub(super) struct State {
     /// Why the writer holds: a unit that nobody can apply.
     held: Option<Failure>,
     /// What followers' sequences allow to be confirmed.
-    sequences: Sequences,
+    pub(super) sequences: Sequences,
 }
 
 /// See the module. Shared by all its tasks.
@@ -88,7 +88,7 @@ pub struct Replicator {
     /// Told when a node is fenced, which must be recorded.
     fencing: Notify,
     /// Told when the writer's sequences are to be read.
-    reading: Notify,
+    pub(super) reading: Notify,
     tasks: TaskTracker,
     /// On which all of it runs, whoever asks for more.
     runtime: Handle,
@@ -277,45 +277,6 @@ impl Replicator {
             *told = report;
             changed
         });
-    }
-
-    /// What may be reported, as far as followers' sequences allow it.
-    fn covered(&self, state: &mut State) -> Report {
-        let report = state.confirmer.report();
-        let sequences = &state.sequences;
-        let write = sequences.confirmable(report.write, report.unit);
-        if write == report.write {
-            if sequences.is_half_used(write) {
-                self.reading.notify_one();
-            }
-            return report;
-        }
-        self.reading.notify_one();
-        let told = *self.reports.borrow();
-        Report {
-            write: write.max(told.write),
-            flush: report.flush.min(write).max(told.flush),
-            unit: report.unit.min(write).max(told.unit),
-            // Another one follows as soon as they have been raised.
-            bounded: true,
-        }
-    }
-
-    /// Waits until the writer's sequences are to be read. Dropping it loses no wish.
-    pub(super) async fn reading_wanted(&self) {
-        self.reading.notified().await;
-    }
-
-    /// They are to be read.
-    pub(super) fn want_reading(&self) {
-        self.reading.notify_one();
-    }
-
-    /// The writer's log ended at `end`, then its sequences were read and followers raised.
-    pub(super) fn sequences_raised(&self, end: Lsn, blocks: Vec<Block>) {
-        let mut state = self.lock();
-        state.sequences.raised(end, blocks);
-        self.announce(&mut state);
     }
 
     pub(super) fn decoded_unit(&self, id: StreamId, unit: Unit) {

@@ -5,17 +5,16 @@
 //! majority has one of them; whoever takes office takes the greatest that a majority knows ([`level`]).
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio_postgres::Client;
-
 use super::bring_up::{BringUp, BringUpError, Reached};
+use super::replicator::{Replicator, State};
 use super::steward::Steward;
 use super::view::Status;
+use crate::engine::confirm::Report;
 use crate::engine::sequences::Block;
 use crate::ids::{Lsn, NodeId};
-use crate::node::control::{self, Control, ControlError};
+use crate::node::control::{self, ControlError};
 use crate::node::office;
 use crate::node::sequences::{self, Sequence};
 
@@ -25,39 +24,6 @@ const BYTES: u64 = 1 << 20;
 const AGAIN: Duration = Duration::from_millis(20);
 /// For one reading with all that belongs to it.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Connections that are kept between readings, by node and database.
-#[derive(Default)]
-pub(super) struct Keeper {
-    clients: Mutex<BTreeMap<(NodeId, String), Arc<Client>>>,
-}
-
-impl Keeper {
-    async fn client(
-        &self,
-        control: &Control,
-        node: NodeId,
-        database: &str,
-    ) -> Result<Arc<Client>, ControlError> {
-        let key = (node, database.to_owned());
-        let known = self.lock().get(&key).map(Arc::clone);
-        if let Some(client) = known.filter(|client| !client.is_closed()) {
-            return Ok(client);
-        }
-        let client = Arc::new(control.connect(node, database).await?);
-        self.lock().insert(key, Arc::clone(&client));
-        Ok(client)
-    }
-
-    /// Lets go of a database: it may be dropped.
-    pub(super) fn leave(&self, database: &str) {
-        self.lock().retain(|(_, other), _| other != database);
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<(NodeId, String), Arc<Client>>> {
-        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// To which value each sequence has been raised, by database and name.
 type Raised = BTreeMap<(String, String), i64>;
@@ -184,6 +150,47 @@ impl Steward {
     }
 }
 
+impl Replicator {
+    /// What may be reported, as far as followers' sequences allow it.
+    pub(super) fn covered(&self, state: &mut State) -> Report {
+        let report = state.confirmer.report();
+        let sequences = &state.sequences;
+        let write = sequences.confirmable(report.write, report.unit);
+        if write == report.write {
+            if sequences.is_half_used(write) {
+                self.reading.notify_one();
+            }
+            return report;
+        }
+        self.reading.notify_one();
+        let told = *self.reports.borrow();
+        Report {
+            write: write.max(told.write),
+            flush: report.flush.min(write).max(told.flush),
+            unit: report.unit.min(write).max(told.unit),
+            // Another one follows as soon as they have been raised.
+            bounded: true,
+        }
+    }
+
+    /// Waits until the writer's sequences are to be read. Dropping it loses no wish.
+    pub(super) async fn reading_wanted(&self) {
+        self.reading.notified().await;
+    }
+
+    /// They are to be read.
+    pub(super) fn want_reading(&self) {
+        self.reading.notify_one();
+    }
+
+    /// The writer's log ended at `end`, then its sequences were read and followers raised.
+    pub(super) fn sequences_raised(&self, end: Lsn, blocks: Vec<Block>) {
+        let mut state = self.lock();
+        state.sequences.raised(end, blocks);
+        self.announce(&mut state);
+    }
+}
+
 impl BringUp<'_> {
     /// Before a node takes office: in every database its sequences come as far as those of anybody who was reached.
     pub(super) async fn level_sequences(
@@ -200,7 +207,7 @@ impl BringUp<'_> {
             let mut greatest: BTreeMap<String, Sequence> = BTreeMap::new();
             for node in reached {
                 // A node that lacks the database has nothing to say of it.
-                let Ok(client) = self.control.connect(node.node, &database).await else {
+                let Ok(client) = self.client(node.node, &database).await else {
                     continue;
                 };
                 let found = sequences::read(&client).await;
@@ -218,7 +225,7 @@ impl BringUp<'_> {
                 .filter(|one| one.called && !one.cycles)
                 .map(|one| (one.name, one.last))
                 .collect();
-            let client = self.control.connect(writer, &database).await;
+            let client = self.client(writer, &database).await;
             let client = client.map_err(self.failed(writer, doing))?;
             let raised = sequences::raise(&client, &wanted).await;
             raised.map_err(self.failed(writer, doing))?;

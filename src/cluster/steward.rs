@@ -18,13 +18,13 @@ use super::bring_up::{DatabasePlaces, Prepared};
 use super::catalogs::Catalogs;
 use super::follower::{Arming, Follower};
 use super::guests::Guests;
+use super::keeper::Keeper;
 use super::meeting::Meeting;
 use super::metadata;
 use super::office::Told;
 use super::probes::{Standing, first_view};
 use super::reads::Reads;
 use super::replicator::{RETRY, Replicator};
-use super::sequences::Keeper;
 use super::service::OwnNames;
 use super::view::View;
 use crate::config::Config;
@@ -57,9 +57,7 @@ pub struct Steward {
     version: u32,
     pub(super) arming: Arc<Arming>,
     pub(super) office: Told,
-    pub(super) keeper: Keeper,
-    /// Since when commits can't complete.
-    pub(super) without_quorum: Mutex<Option<Instant>>,
+    pub(super) keeper: Arc<Keeper>,
     /// How the writer does.
     pub(super) standing: watch::Sender<Standing>,
     pub(super) tasks: TaskTracker,
@@ -77,11 +75,13 @@ pub struct Common {
     pub(super) guests: Arc<Guests>,
     pub(super) arming: Arc<Arming>,
     pub(super) office: Told,
+    pub(super) keeper: Arc<Keeper>,
 }
 
 impl Steward {
     /// Starts streams, appliers and probes of a cluster that has been brought up.
-    pub fn start(common: &Arc<Common>, prepared: Prepared) -> Arc<Self> {
+    /// `before` is the view of the one whose time is over.
+    pub fn start(common: &Arc<Common>, prepared: Prepared, before: Option<&View>) -> Arc<Self> {
         let config = Arc::clone(&common.config);
         let tasks = TaskTracker::new();
         let cancel = CancellationToken::new();
@@ -100,7 +100,7 @@ impl Steward {
             replicator.fence(*node, why.clone());
         }
         let steward = Arc::new(Self {
-            view: ArcSwap::from_pointee(first_view(&config, &prepared)),
+            view: ArcSwap::from_pointee(first_view(&config, &prepared, before)),
             behind_since: Mutex::default(),
             catalogs: Arc::clone(&common.catalogs),
             reads: Arc::clone(&common.reads),
@@ -114,8 +114,7 @@ impl Steward {
             version: prepared.version,
             arming: Arc::clone(&common.arming),
             office: common.office.clone(),
-            keeper: Keeper::default(),
-            without_quorum: Mutex::default(),
+            keeper: Arc::clone(&common.keeper),
             standing: watch::Sender::new(Standing::Beginning),
             tasks,
             cancel,

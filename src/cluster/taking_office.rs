@@ -5,6 +5,7 @@
 //! before a majority, the new writer in it, has recorded who takes it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::bring_up::{BringUp, BringUpError, Reached};
 use super::meeting::moved;
@@ -28,6 +29,9 @@ pub(super) struct Office {
     pub(super) outcast: BTreeMap<NodeId, String>,
 }
 
+/// How often, and how far apart, it is looked whether what was ended is gone.
+const ENDING_LOOKS: usize = 1000;
+const LOOK: Duration = Duration::from_millis(5);
 const RECORDED: &str = "it was found wrong before";
 const NEW: &str = "it is new and holds nothing of the cluster's";
 const STRAYS: &str = "it was the writer, or has applied units that the writer has not: it may hold rows that no other node has";
@@ -158,15 +162,20 @@ impl BringUp<'_> {
     }
 
     async fn end_older(&self, node: &Reached) -> Result<(), BringUpError> {
-        let left = office::end_older(&node.client).await;
-        match left.map_err(self.failed(node.node, "ending what an older run left there"))? {
-            0 => Ok(()),
-            left => Err(BringUpError::Unfit {
-                node: self.name(node.node),
-                problem: format!("{left} of an older run's processes there do not end"),
-                mend: "Look at pg_stat_activity for what they wait for".to_owned(),
-            }),
+        let mut left = 0;
+        for _ in 0..ENDING_LOOKS {
+            let older = office::end_older(&node.client).await;
+            left = older.map_err(self.failed(node.node, "ending what an older run left there"))?;
+            if left == 0 {
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK).await;
         }
+        Err(BringUpError::Unfit {
+            node: self.name(node.node),
+            problem: format!("{left} of an older run's processes there do not end"),
+            mend: "Look at pg_stat_activity for what they wait for".to_owned(),
+        })
     }
 
     /// What each node of the cluster has, for each database that all of them have.
@@ -182,7 +191,7 @@ impl BringUp<'_> {
             let general = self.general_facts(node, state).await?;
             let databases = control::databases(&node.client).await;
             for database in databases.map_err(self.failed(node.node, "listing databases"))? {
-                let client = self.control.connect(node.node, &database).await;
+                let client = self.client(node.node, &database).await;
                 let client = client.map_err(self.failed(node.node, "connecting"))?;
                 let places = control::applied_places(&client, &database).await;
                 let places = places.map_err(self.failed(node.node, "reading its place"))?;

@@ -1,3 +1,5 @@
+//! Tests of `node/cut.rs` and of the assembler around it: logs are put together byte by byte.
+
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::*;

@@ -87,21 +87,13 @@ pub async fn end_of_log(client: &Client) -> Result<Lsn, ControlError> {
     lsn(row.get(0)).ok_or(ControlError::Answer("pg_current_wal_insert_lsn"))
 }
 
-/// Notes a place in the client's database that no applier brought about: the node made these units itself.
-pub async fn set_place(client: &Client, origin: &str, place: Lsn) -> Result<(), ControlError> {
-    let sql = "update synapsedb.applied_places set lsn = $2::text::pg_lsn where origin = $1";
-    client.execute(sql, &[&origin, &place.to_string()]).await?;
-    Ok(())
-}
-
-/// Ends what an older run of the proxy left at work on the node: its appliers, in every database, and the readers of
-/// its slots. Gives how many have not ended yet.
+/// Ends what an older run left at work on the node: its appliers, in every database, and the readers of its slots. Gives
+/// how many were there still; to be asked again until there are none.
 pub async fn end_older(client: &Client) -> Result<i64, ControlError> {
-    let sql = "select count(*) from (
-                 select pg_terminate_backend(pid, 5000) as ended from pg_stat_activity
-                  where usename = 'synapsedb_applier' and pid <> pg_backend_pid()
-                 union all
-                 select pg_terminate_backend(active_pid, 5000) from pg_replication_slots
-                  where slot_name like 'synapsedb\\_%' and active_pid is not null) t where not ended";
+    let sql = "select count(pg_terminate_backend(pid)) from (
+                 select pid from pg_stat_activity where usename = 'synapsedb_applier' and pid <> pg_backend_pid()
+                 union
+                 select active_pid from pg_replication_slots
+                  where slot_name like 'synapsedb\\_%' and active_pid is not null) older(pid)";
     Ok(client.query_one(sql, &[]).await?.get(0))
 }
