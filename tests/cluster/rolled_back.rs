@@ -123,7 +123,7 @@ async fn rule_3_any_parts_rolled_back_under_any_breaks_leave_all_copies_alike() 
     let writer = cluster.node(0).await;
     run(&client, MAKE).await;
     run(&client, "insert into small values (0, 'x')").await;
-    for round in 1..=if is_all() { 25 } else { 2 } {
+    for round in 1..=if is_all() { 25 } else { 1 } {
         run(&client, "truncate big").await;
         run(&client, "begin").await;
         run(&client, FILL).await;
