@@ -6,7 +6,7 @@
 //! what was rolled back and without the proxy's own bookkeeping, and that a unit which the node repeated as
 //! a follower has the name that its writer gave it (`cut.rs`). It doesn't know who takes the units.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -51,6 +51,19 @@ pub enum Assembled {
     Nothing(Lsn),
     /// A large transaction that the writer still runs, when its first changes are there.
     Running(Running),
+    /// One that committed, with parts of which somebody must ask whether they did: [`Assembler::settle`] comes
+    /// before anything else is taken.
+    Doubtful(Box<Doubtful>),
+}
+
+/// A streamed transaction that has committed, with subtransactions of which that is not known.
+#[derive(Debug)]
+pub struct Doubtful {
+    spill: SpillWriter,
+    xid: u32,
+    commit: Commit,
+    /// Their numbers.
+    pub parts: Vec<u32>,
 }
 
 #[derive(Debug, Default)]
@@ -152,7 +165,16 @@ impl Assembler {
             Message::StreamCommit { xid, commit } => {
                 let spill = self.streamed.remove(&xid.0);
                 let spill = spill.ok_or(AssembleError::Order("commit of an unknown stream"))?;
-                return self.close_streamed(spill, xid.0, commit).map(Some);
+                let parts = spill.standing(xid.0);
+                if parts.is_empty() {
+                    return self.close_streamed(spill, xid.0, commit).map(Some);
+                }
+                return Ok(Some(Assembled::Doubtful(Box::new(Doubtful {
+                    spill,
+                    xid: xid.0,
+                    commit,
+                    parts,
+                }))));
             }
             Message::StreamAbort { xid, subxid } => self.abort(xid.0, subxid.0),
             Message::Change { xid, change } => match (xid, self.block) {
@@ -324,6 +346,24 @@ impl Assembler {
         let (tag, rest) = (payload.slice(..1), payload.slice(5..));
         spill.write(xid, &oids, &tag, &rest)?;
         Ok(())
+    }
+
+    /// What became of a transaction, now that it is known which of its parts were rolled back.
+    pub fn settle(
+        &mut self,
+        doubtful: Doubtful,
+        rolled_back: &BTreeSet<u32>,
+    ) -> Result<Assembled, AssembleError> {
+        let Doubtful {
+            mut spill,
+            xid,
+            commit,
+            ..
+        } = doubtful;
+        for part in rolled_back {
+            spill.abort(*part);
+        }
+        self.close_streamed(spill, xid, commit)
     }
 
     fn close_streamed(

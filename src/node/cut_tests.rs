@@ -24,6 +24,8 @@ struct Log {
     assembler: Assembler,
     /// The transaction that is streamed, if one is.
     top: Option<u32>,
+    /// Of whom what is streamed is: the transaction, or a part of it.
+    part: u32,
 }
 
 impl Log {
@@ -36,6 +38,7 @@ impl Log {
         let mut log = Self {
             assembler: Assembler::new(offices, std::env::temp_dir()),
             top: None,
+            part: 700,
         };
         log.describe(T, "public", "t", &["v"]);
         log.describe(PLACES, SYNAPSEDB, "applied_places", &["origin", "lsn"]);
@@ -67,8 +70,8 @@ impl Log {
     ) -> Result<Option<Assembled>, AssembleError> {
         let mut out = BytesMut::new();
         out.put_u8(tag);
-        if let Some(top) = self.top.filter(|_| b"RIM".contains(&tag)) {
-            out.put_u32(top);
+        if self.top.is_some() && b"RIM".contains(&tag) {
+            out.put_u32(self.part);
         }
         body(&mut out);
         self.assembler.take(&out.freeze())
@@ -346,6 +349,52 @@ fn rows_of_a_view_come_only_with_the_lines_that_hold_them() {
             "streamed: {streamed}"
         );
     }
+}
+
+#[test]
+fn parts_that_were_not_said_to_be_rolled_back_are_asked_for() {
+    for (rolled_back, expected) in [(vec![702], "a b d"), (vec![], "a b c d")] {
+        let mut log = Log::new();
+        log.stream();
+        for (part, row) in [(700, "a"), (701, "b"), (702, "c"), (703, "no"), (700, "d")] {
+            log.part = part;
+            log.rows(&[row]);
+        }
+        let Ok(Some(Assembled::Running(running))) = log.put(b'E', |_| ()) else {
+            panic!("it is told of");
+        };
+        log.send(b'A', |out| {
+            out.put_u32(700);
+            out.put_u32(703);
+        });
+        log.stream();
+        let Ok(Some(Assembled::Doubtful(doubtful))) = log.commit(0x2000) else {
+            panic!("it is in doubt");
+        };
+        assert_eq!(doubtful.parts, [701, 702]);
+        assert!(!running.borrow().committed);
+        let settled = log
+            .assembler
+            .settle(*doubtful, &rolled_back.into_iter().collect());
+        let unit = own(settled.map(Some));
+        assert_eq!(unit, (name(2, 0x2000), expected.to_owned()));
+        assert!(running.borrow().undone);
+    }
+    // Nobody commits what he applied of it before that was known.
+    let mut log = Log::new();
+    log.stream();
+    log.part = 701;
+    log.rows(&["b"]);
+    let Ok(Some(Assembled::Running(running))) = log.put(b'E', |_| ()) else {
+        panic!("it is told of");
+    };
+    log.stream();
+    let Ok(Some(Assembled::Doubtful(doubtful))) = log.commit(0x2000) else {
+        panic!("it is in doubt");
+    };
+    let settled = log.assembler.settle(*doubtful, &[701].into());
+    assert!(settled.is_ok(), "{settled:?}");
+    assert!(running.borrow().undone && running.borrow().committed);
 }
 
 #[test]

@@ -11,6 +11,7 @@ pub mod cut;
 pub mod identity;
 pub mod keys;
 pub mod office;
+pub mod outcomes;
 pub mod places;
 pub mod pool;
 pub mod pooled;

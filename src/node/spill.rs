@@ -98,6 +98,8 @@ pub struct SpillWriter {
     /// What a relation's number means within this transaction, as a place in `relations`.
     known: BTreeMap<u32, usize>,
     aborted: BTreeSet<u32>,
+    /// Which transactions and subtransactions its changes are of.
+    parts: BTreeSet<u32>,
     /// How many rows of `ddl_log` are among the changes.
     pub ddl: usize,
     /// What there is of an applier in it.
@@ -115,6 +117,7 @@ impl SpillWriter {
             relations: Vec::new(),
             known: BTreeMap::new(),
             aborted: BTreeSet::new(),
+            parts: BTreeSet::new(),
             ddl: 0,
             trace: Trace::default(),
             told: None,
@@ -147,6 +150,7 @@ impl SpillWriter {
         rest: &[u8],
     ) -> io::Result<()> {
         let length = tag.len() + rest.len();
+        self.parts.insert(subxid);
         #[expect(clippy::cast_possible_truncation, reason = "no message is over 1 GiB")]
         let words = [length as u32, subxid, tables.len() as u32];
         for word in words {
@@ -166,6 +170,12 @@ impl SpillWriter {
     /// What this subtransaction did is undone.
     pub fn abort(&mut self, subxid: u32) {
         self.aborted.insert(subxid);
+    }
+
+    /// The subtransactions of `top` that changed something and were not said to be undone.
+    pub fn standing(&self, top: u32) -> Vec<u32> {
+        let standing = self.parts.difference(&self.aborted);
+        standing.copied().filter(|part| *part != top).collect()
     }
 
     /// A block of changes is complete, as is every unit up to `after`. The first time, gives what tells of it.

@@ -17,6 +17,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use super::apply::session::ENCODING;
 use super::assemble::{AssembleError, Assembled, Assembler};
 use super::backend::{Address, Backend, BackendError, Login, server_error};
+use super::outcomes::rolled_back;
 use crate::engine::confirm::Report;
 use crate::ids::{Epoch, Lsn, SYNAPSEDB};
 use crate::wire::error::WireError;
@@ -33,6 +34,8 @@ const UNREAD_BYTES: usize = 256 * 1024;
 const READ_BYTES: usize = 96 * 1024;
 /// What a stream that releases nobody calls itself.
 const SLOT_READER: &str = "synapsedb slot";
+/// What a connection that asks for outcomes calls itself: one like any other of the proxy's that ask something.
+const ASKS: &str = "synapsedb control";
 
 /// What a stream's reports do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +108,9 @@ pub struct Stream {
     assembler: Assembler,
     report_interval: Duration,
     voice: Voice,
+    /// Where and as whom what the stream does not say is asked.
+    asks: (Address, Login),
+    timeout: Duration,
     /// What was reported last.
     reported: Option<Report>,
     out: BytesMut,
@@ -114,8 +120,16 @@ impl Stream {
     /// Connects and starts reading from the place the slot remembers. 55006 while another process,
     /// perhaps a killed proxy's, still holds the slot.
     pub async fn open(settings: &StreamSettings, voice: Voice) -> Result<Self, StreamError> {
+        let name = match voice {
+            Voice::Releases => SYNAPSEDB,
+            Voice::MovesSlot => SLOT_READER,
+        };
+        let mut asks = settings.login.clone();
+        asks.parameters.extend(startup_parameters(settings, ASKS));
         let mut login = settings.login.clone();
-        login.parameters.extend(startup_parameters(settings, voice));
+        login.parameters.extend(startup_parameters(settings, name));
+        let replication = ("replication".to_owned(), "database".to_owned());
+        login.parameters.push(replication);
         let mut backend = Backend::connect(&settings.address, &login, settings.timeout).await?;
         backend
             .limit_receiving(UNREAD_BYTES, READ_BYTES)
@@ -148,6 +162,8 @@ impl Stream {
             assembler: Assembler::new(settings.offices.clone(), settings.spill_directory.clone()),
             report_interval: settings.report_interval,
             voice,
+            asks: (settings.address.clone(), asks),
+            timeout: settings.timeout,
             reported: None,
             out,
         })
@@ -211,7 +227,7 @@ impl Stream {
     ) -> Result<(), StreamError> {
         match tag {
             b'd' => match Outer::read(&frame.slice(5..))? {
-                Outer::Data { message, .. } => match self.assembler.take(&message)? {
+                Outer::Data { message, .. } => match self.assembled(&message).await? {
                     Some(Assembled::Unit(unit)) => sink.unit(unit),
                     Some(Assembled::Repeated(units)) => {
                         for unit in units {
@@ -220,7 +236,8 @@ impl Stream {
                     }
                     Some(Assembled::Nothing(end)) => sink.progress(end),
                     Some(Assembled::Running(running)) => sink.running(running),
-                    None => {}
+                    // Those are settled.
+                    Some(Assembled::Doubtful(_)) | None => {}
                 },
                 Outer::Keepalive { end, reply, .. } => {
                     sink.progress(end);
@@ -238,6 +255,20 @@ impl Stream {
             _ => {}
         }
         Ok(())
+    }
+
+    async fn assembled(&mut self, message: &Bytes) -> Result<Option<Assembled>, StreamError> {
+        let assembled = self.assembler.take(message)?;
+        let Some(Assembled::Doubtful(doubtful)) = assembled else {
+            return Ok(assembled);
+        };
+        let (address, login) = &self.asks;
+        let undone = rolled_back(address, login, self.timeout, &doubtful.parts).await?;
+        if !undone.is_empty() {
+            let parts = undone.len();
+            tracing::info!(parts, "rolled back, which the writer's stream did not say");
+        }
+        Ok(Some(self.assembler.settle(*doubtful, &undone)?))
     }
 
     async fn report(&mut self, report: Report) -> Result<(), StreamError> {
@@ -264,7 +295,7 @@ fn releases(last: Report, report: Report) -> bool {
 
 /// Settings that decide how values become text, given where no ALTER ROLE or ALTER DATABASE can
 /// override them (rule 12), and how the writer treats this connection.
-fn startup_parameters(settings: &StreamSettings, voice: Voice) -> Vec<(String, String)> {
+fn startup_parameters(settings: &StreamSettings, name: &str) -> Vec<(String, String)> {
     let sender_timeout = settings.sender_timeout.as_millis();
     let options = format!(
         "-c wal_sender_timeout={sender_timeout} -c logical_decoding_work_mem=8MB -c synchronous_commit=local \
@@ -273,12 +304,7 @@ fn startup_parameters(settings: &StreamSettings, voice: Voice) -> Vec<(String, S
          -c intervalstyle=postgres -c extra_float_digits=3 -c bytea_output=hex \
          -c default_transaction_read_only=off -c search_path=pg_catalog"
     );
-    let name = match voice {
-        Voice::Releases => SYNAPSEDB,
-        Voice::MovesSlot => SLOT_READER,
-    };
     let pairs = [
-        ("replication", "database"),
         ("application_name", name),
         ("datestyle", "ISO"),
         ("timezone", "UTC"),

@@ -32,6 +32,7 @@ mod raw;
 mod reads;
 mod release;
 mod rights;
+mod rolled_back;
 mod servers;
 mod sleep;
 mod smoke;
