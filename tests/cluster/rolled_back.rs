@@ -117,7 +117,7 @@ async fn rule_3_a_large_value_that_was_rolled_back_is_nowhere() {
 async fn rule_3_any_parts_rolled_back_under_any_breaks_leave_all_copies_alike() {
     let seed = seed();
     println!("SEED={seed}");
-    let mut chance = StdRng::seed_from_u64(seed);
+    let mut rng = StdRng::seed_from_u64(seed);
     let cluster = TestCluster::start().await;
     let (client, other) = (cluster.client().await, cluster.client().await);
     let writer = cluster.node(0).await;
@@ -129,16 +129,16 @@ async fn rule_3_any_parts_rolled_back_under_any_breaks_leave_all_copies_alike() 
         run(&client, FILL).await;
         let mut open = Vec::new();
         for step in 0..10 {
-            let low = chance.random_range(1..50_000);
+            let low = rng.random_range(1..50_000);
             let change =
                 format!("update big set v = '{round}.{step}' where id between {low} and {low} + ");
-            match chance.random_range(0..10) {
+            match rng.random_range(0..10) {
                 0..3 => {
                     open.push(format!("s{step}"));
                     run(&client, &format!("savepoint s{step}; {change} 20000")).await;
                 }
                 3 | 4 if !open.is_empty() => {
-                    let keep = chance.random_range(0..open.len());
+                    let keep = rng.random_range(0..open.len());
                     run(
                         &client,
                         &format!("rollback to {}; {change} 5000", open[keep]),
@@ -147,7 +147,7 @@ async fn rule_3_any_parts_rolled_back_under_any_breaks_leave_all_copies_alike() 
                     open.truncate(keep + 1);
                 }
                 5 if !open.is_empty() => {
-                    let keep = chance.random_range(0..open.len());
+                    let keep = rng.random_range(0..open.len());
                     run(&client, &format!("release {}", open[keep])).await;
                     open.truncate(keep);
                 }
@@ -165,7 +165,7 @@ async fn rule_3_any_parts_rolled_back_under_any_breaks_leave_all_copies_alike() 
                 _ => run(&client, &format!("{change} 9000")).await,
             }
         }
-        let end = if chance.random_bool(0.8) {
+        let end = if rng.random_bool(0.8) {
             "commit"
         } else {
             "rollback"
