@@ -304,7 +304,7 @@ async fn what_a_follower_says_is_neither_older_nor_newer_than_the_writers_word()
         .await
         .expect("made");
     let began = Instant::now();
-    let wanted = if is_all() { 1_000_000 } else { 20_000 };
+    let wanted = if is_all() { 1_000_000 } else { 8_000 };
     assert_eq!(pairs(&cluster, "strict", wanted).await, (0, 0));
     let took = began.elapsed();
     let read = metric(&cluster, "synapsedb_reads_total").await;
@@ -313,8 +313,8 @@ async fn what_a_follower_says_is_neither_older_nor_newer_than_the_writers_word()
     assert!(held > 0.0, "nothing was ever held");
     // The same finds the fault where nobody waits.
     let mut found = (0, 0);
-    for _ in 0..10 {
-        let more = pairs(&cluster, "eventual", 20_000).await;
+    for _ in 0..40 {
+        let more = pairs(&cluster, "eventual", 5_000).await;
         found = (found.0 + more.0, found.1 + more.1);
         if found.0 > 0 && found.1 > 0 {
             break;
