@@ -5,11 +5,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use tokio_postgres::Client;
+
 use crate::engine::recovery::{Facts, Record, strays};
 use crate::ids::{Epoch, Lsn, NodeId, origin_name};
 use crate::node::control::{self, Control, ControlError};
 use crate::node::office;
 use crate::node::places::Places;
+
+/// Why a node is given nothing.
+pub(super) const NEW: &str = "it is new and holds nothing of the cluster's";
+/// The same.
+pub(super) const STRAYS: &str = "it was the writer, or has applied units that the writer has not: it may hold rows that no other node has";
 
 /// The writer as those must know it who meet a node.
 #[derive(Clone, Debug)]
@@ -31,16 +38,14 @@ impl Meeting {
         let client = control.connect(node, database).await?;
         let admin = control.connect(node, &control.database).await?;
         if control::read_state(&admin).await?.is_none() {
-            return Ok(Some(
-                "it is new and holds nothing of the cluster's".to_owned(),
-            ));
+            return Ok(Some(NEW.to_owned()));
         }
-        let ours = self.facts(control, self.writer, database).await?;
-        let theirs = self.facts(control, node, database).await?;
+        let theirs = self.facts(&client, &admin, database).await?;
+        let writer = control.connect(self.writer, database).await?;
+        let writers_admin = control.connect(self.writer, &control.database).await?;
+        let ours = self.facts(&writer, &writers_admin, database).await?;
         if strays(&theirs, &ours) {
-            let why = "it was the writer, or has applied units that the writer has not: it may hold rows that no \
-                       other node has";
-            return Ok(Some(why.to_owned()));
+            return Ok(Some(STRAYS.to_owned()));
         }
         control::create_origin(&client, &origin_name(self.term, database)).await?;
         Ok(None)
@@ -48,13 +53,11 @@ impl Meeting {
 
     async fn facts(
         &self,
-        control: &Control,
-        node: NodeId,
+        client: &Client,
+        admin: &Client,
         database: &str,
     ) -> Result<Facts, ControlError> {
-        let client = control.connect(node, database).await?;
-        let admin = control.connect(node, &control.database).await?;
-        let places = control::applied_places(&client, database).await?;
+        let places = control::applied_places(client, database).await?;
         Ok(Facts {
             promised: self.term,
             record: Record {
@@ -62,9 +65,9 @@ impl Meeting {
                 term: self.term,
                 writer: self.writer,
             },
-            offices: office::offices(&admin).await?.held,
+            offices: office::offices(admin).await?.held,
             places: moved(places),
-            end: office::end_of_log(&admin).await?,
+            end: office::end_of_log(admin).await?,
             copies: BTreeSet::new(),
         })
     }

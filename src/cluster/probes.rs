@@ -179,7 +179,8 @@ impl Steward {
         }
         let view = self.view();
         let state = match *self.standing.borrow() {
-            Standing::Serving if may_have_quorum(&view) => State::Open,
+            // An applier that connects anew makes commits wait; writes are refused where nodes are missing.
+            Standing::Serving if view.may_have_majority() => State::Open,
             Standing::Serving => State::ReadOnly {
                 in_sync: view.in_sync,
                 nodes: view.nodes.len(),
@@ -287,13 +288,6 @@ fn show(entry: &mut NodeView, follower: &FollowerSnapshot, decoded: Lsn, databas
         _ if at_work => Status::InSync,
         _ => Status::CatchingUp,
     };
-}
-
-/// Whether enough nodes are there for commits to complete. An applier that connects anew, or that mends what it could
-/// not apply, makes commits wait; writes are refused where nodes are missing.
-fn may_have_quorum(view: &View) -> bool {
-    let there = |node: &&NodeView| !matches!(node.status, Status::Down | Status::Fenced);
-    view.nodes.iter().filter(there).count() > view.nodes.len() / 2
 }
 
 /// Counts the majority anew. Without the writer nothing can be written, whoever else is there.

@@ -24,7 +24,7 @@ use super::office::{State, Told};
 use super::probes::Standing;
 use super::reads::Reads;
 use super::steward::{Common, Steward};
-use super::view::{NodeView, Status};
+use super::view::Status;
 use crate::config::Config;
 use crate::ids::NodeId;
 use crate::node::control::Control;
@@ -193,14 +193,12 @@ impl Cluster {
         let mut said = false;
         loop {
             let view = steward.view();
-            let there = |node: &&NodeView| !matches!(node.status, Status::Down | Status::Fenced);
-            let present = view.nodes.iter().filter(there).count();
-            if present > view.nodes.len() / 2 {
+            if view.may_have_majority() {
                 return;
             }
             if !std::mem::replace(&mut said, true) {
                 tracing::error!(
-                    present,
+                    present = view.present(),
                     nodes = view.nodes.len(),
                     "the writer is lost and no majority is left: nobody can write until nodes return"
                 );
@@ -216,7 +214,7 @@ impl Cluster {
             let view = steward.view();
             let now = steward.replicator.snapshot();
             let owing = now.followers.iter().any(|(node, follower)| {
-                let there = !matches!(view.nodes[node.0].status, Status::Down | Status::Fenced);
+                let there = view.nodes[node.0].is_there();
                 there && follower.known.failures.is_empty() && follower.queue.0 > 0
             });
             if !owing || began.elapsed() > LEVEL {

@@ -2,7 +2,7 @@
 //!
 //! The I/O around `engine::sequences` (REPLICATION rule 24). Guards promise 1 for values: whoever becomes the writer
 //! hands out none again that an acknowledged commit may have used. Values are raised on so many followers that every
-//! majority has one of them; whoever takes office takes the greatest that a majority knows ([`level`]).
+//! majority has one of them; whoever takes office takes the greatest that a majority knows (`level_sequences`).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::bring_up::{BringUp, BringUpError, Reached};
 use super::replicator::{Replicator, State};
 use super::steward::Steward;
-use super::view::Status;
+use super::view::NodeView;
 use crate::engine::confirm::Report;
 use crate::engine::sequences::Block;
 use crate::ids::{Lsn, NodeId};
@@ -143,9 +143,7 @@ impl Steward {
 
     fn raisable(&self) -> Vec<NodeId> {
         let view = self.view();
-        let may = |node: &&super::view::NodeView| {
-            node.id != self.writer && !matches!(node.status, Status::Fenced | Status::Down)
-        };
+        let may = |node: &&NodeView| node.id != self.writer && node.is_there();
         view.nodes.iter().filter(may).map(|node| node.id).collect()
     }
 }

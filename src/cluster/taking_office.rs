@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::bring_up::{BringUp, BringUpError, Reached};
-use super::meeting::moved;
+use super::meeting::{NEW, STRAYS, moved};
 use crate::engine::council::words::Part;
 use crate::engine::recovery::{Facts, Plan, Record, decide_together, next_epoch};
 use crate::ids::{Epoch, Lsn, NodeId};
@@ -33,8 +33,6 @@ pub(super) struct Office {
 const ENDING_LOOKS: usize = 1000;
 const LOOK: Duration = Duration::from_millis(5);
 const RECORDED: &str = "it was found wrong before";
-const NEW: &str = "it is new and holds nothing of the cluster's";
-const STRAYS: &str = "it was the writer, or has applied units that the writer has not: it may hold rows that no other node has";
 
 impl BringUp<'_> {
     /// The first office of a cluster that has just been made.

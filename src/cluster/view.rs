@@ -93,3 +93,22 @@ pub struct View {
     /// A node that lacks something without which writes are not replicated.
     pub missing: Option<String>,
 }
+
+impl NodeView {
+    /// Whether it answers and is owed what the writer makes.
+    pub fn is_there(&self) -> bool {
+        !matches!(self.status, Status::Down | Status::Fenced)
+    }
+}
+
+impl View {
+    /// How many nodes are there, the writer among them if it is.
+    pub fn present(&self) -> usize {
+        self.nodes.iter().filter(|node| node.is_there()).count()
+    }
+
+    /// Whether enough nodes are there for a majority.
+    pub fn may_have_majority(&self) -> bool {
+        self.present() > self.nodes.len() / 2
+    }
+}
