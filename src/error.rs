@@ -200,6 +200,9 @@ pub enum ClientError {
     /// The connection to the writer was lost, or no majority answered, while COMMIT ran.
     #[error("outcome unknown")]
     CommitUnknown,
+    /// The transaction was committed, and the connection on which its answer should have come was lost.
+    #[error("an answer was lost")]
+    AnswerLost,
     /// The node that answered a read was lost, or had to be distrusted, when the client had a part of the answer.
     #[error("a read was broken off")]
     ReadBroken,
@@ -418,6 +421,9 @@ impl ClientError {
             Self::CommitUnknown => Report::error(Node, "08007", "it is not known whether the transaction was committed")
                 .detail("The connection to the writer was lost, or no majority answered, while COMMIT ran.")
                 .hint("Look whether its effects are there before running it again."),
+            Self::AnswerLost => Report::error(Node, "08007", "the transaction was committed, but its answer was lost with the writer")
+                .detail("It is part of the history that the present writer goes on with.")
+                .hint("Do not run it again."),
             Self::ReadBroken => Report::error(Node, "40001", "the node that answered was lost before its answer was whole")
                 .hint("Run the statement again.")
                 .retry(),
@@ -584,6 +590,7 @@ mod tests {
             (E::Held { what: "a temporary table" }, Fatal, "57P01", Node, true),
             (E::TransactionLost, Error, "40001", Node, true),
             (E::CommitUnknown, Error, "08007", Node, false),
+            (E::AnswerLost, Error, "08007", Node, false),
             (E::ReadBroken, Error, "40001", Node, true),
             (E::NotHere, Error, "40001", Proxy, true),
             (E::BadConsistency { value: name() }, Error, "22023", Client, false),

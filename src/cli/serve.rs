@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use super::threads::Threads;
 use crate::cluster::asked::Asked;
 use crate::cluster::bring_up::BringUpError;
-use crate::cluster::reigns::Cluster;
+use crate::cluster::reigns::{Cluster, Served};
 use crate::config::Config;
 use crate::http::door::{Operators, Running};
 use crate::http::{self, metrics, orders};
@@ -72,11 +72,14 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), ServeErr
     let shared = Arc::new(Shared::new(Arc::clone(&config))?);
     let begun = Cluster::start(
         Arc::clone(&config),
-        Box::new({
-            let shared = Arc::clone(&shared);
-            move || shared.under_way()
-        }),
-        shared.office(),
+        Served {
+            under_way: Box::new({
+                let shared = Arc::clone(&shared);
+                move || shared.under_way()
+            }),
+            office: shared.office(),
+            canaries: Arc::clone(shared.pools.canaries()),
+        },
     );
     let mut starting = replication.spawn(begun);
     let Some(started) = stop.run_until_cancelled(&mut starting).await else {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::commits::Commits;
 use super::guests::Guest;
 use super::reads::Reads;
 use super::reigns::Cluster;
@@ -76,6 +77,10 @@ impl Service for Asked {
 
     fn reads(&self) -> Option<&Arc<Reads>> {
         Some(self.cluster.reads())
+    }
+
+    fn commits(&self) -> Option<&Arc<Commits>> {
+        Some(self.cluster.commits())
     }
 
     fn replicates(&self, database: &str) -> bool {

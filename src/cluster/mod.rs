@@ -6,6 +6,7 @@ mod audit;
 pub mod bring_up;
 mod builds;
 pub mod catalogs;
+pub mod commits;
 pub mod elsewhere;
 pub mod follower;
 pub mod guests;

@@ -3,7 +3,7 @@
 //! Guards promises 1 and 3 on the way to sessions: nothing is asked of a writer that was away for a moment before a
 //! majority has all that its log holds. Who writes next is decided elsewhere.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio_postgres::Client;
@@ -15,6 +15,7 @@ use super::steward::Steward;
 use super::view::{NodeView, Status, View};
 use crate::config::Config;
 use crate::ids::{Lsn, NodeId};
+use crate::node::canary::Canary;
 use crate::node::control::ControlError;
 
 /// How the writer of a term does.
@@ -153,9 +154,9 @@ impl Steward {
     }
 
     /// Until a majority has what the writer's log held when it was met: nothing is asked of it before.
-    pub(super) async fn settle_in(&self) {
+    pub(super) async fn settle_in(self: &Arc<Self>) {
         loop {
-            let settled = self.cancel.run_until_cancelled(self.wait_quorum()).await;
+            let settled = self.cancel.run_until_cancelled(self.meet()).await;
             match settled {
                 None => return,
                 Some(true) => break,
@@ -170,6 +171,32 @@ impl Steward {
             begins
         });
         self.carry();
+    }
+
+    /// Meets the writer's present run: a majority has all that its log held. From then on connections are worked on that
+    /// lead to this run, and to none that comes after it.
+    async fn meet(self: &Arc<Self>) -> bool {
+        // First, so that the log is this run's.
+        let canary = match Canary::open(&self.control, self.writer).await {
+            Ok(canary) => Arc::new(canary),
+            Err(error) => {
+                tracing::debug!(%error, "the writer is not there to be met");
+                return false;
+            }
+        };
+        if !self.wait_quorum().await {
+            return false;
+        }
+        self.tell_former();
+        self.canaries.set(self.writer, Arc::clone(&canary));
+        let this = Arc::clone(self);
+        self.watchers.spawn(async move {
+            let ended = this.watching.run_until_cancelled(canary.ended()).await;
+            if ended.is_some() {
+                this.lost("it ended its connections");
+            }
+        });
+        true
     }
 
     /// Tells sessions what may be asked of the writer. A planned change of writer says so itself, and its word stands.

@@ -5,7 +5,7 @@
 //! take them, so that those who are left are level; then the next steward is found from what the nodes keep durably,
 //! as at the start of a proxy. Until then nobody asks anything of a writer. It knows no session.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use super::bring_up::{BringUp, BringUpError, How, Prepared, new_arming};
 use super::catalogs::Catalogs;
+use super::commits::{Commits, Former};
 use super::follower::Arming;
 use super::guests::Guests;
 use super::handover::HandoverError;
@@ -26,8 +27,9 @@ use super::reads::Reads;
 use super::steward::{Common, Steward};
 use super::view::Status;
 use crate::config::Config;
-use crate::ids::NodeId;
-use crate::node::control::Control;
+use crate::ids::{Epoch, Lsn, NodeId};
+use crate::node::canary::Canaries;
+use crate::node::control::{self, Control, ControlError};
 
 /// What a node may take to answer while a writer is looked for.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -46,6 +48,16 @@ struct Wish {
 /// How many sessions have something under way at the writer; once it is 0 after `Closing` was told, it stays so.
 pub type UnderWay = Box<dyn Fn() -> usize + Send + Sync>;
 
+/// What there is of those whom the cluster serves.
+pub struct Served {
+    /// Whether they have something under way.
+    pub under_way: UnderWay,
+    /// Where they hear of writers.
+    pub office: Told,
+    /// By which they know a writer that was started again.
+    pub canaries: Arc<Canaries>,
+}
+
 /// The cluster, whoever writes.
 pub struct Cluster {
     pub(super) common: Arc<Common>,
@@ -58,13 +70,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Brings the cluster up and starts its first steward. Sessions hear of its writers by `office`, and `under_way`
-    /// tells what they still have to do at one that is to leave.
-    pub async fn start(
-        config: Arc<Config>,
-        under_way: UnderWay,
-        office: Told,
-    ) -> Result<Arc<Self>, BringUpError> {
+    /// Brings the cluster up and starts its first steward.
+    pub async fn start(config: Arc<Config>, served: Served) -> Result<Arc<Self>, BringUpError> {
         let control = Control::new(&config);
         let keeper = Arc::new(Keeper::default());
         let arming = new_arming();
@@ -78,21 +85,23 @@ impl Cluster {
             control,
             catalogs: Arc::new(Catalogs::default()),
             reads: Arc::new(Reads::new(&config)),
+            commits: Arc::default(),
             guests: Arc::new(Guests::default()),
             arming: Arc::new(arming),
-            office,
+            office: served.office,
+            canaries: served.canaries,
             keeper,
             config,
         });
         let armed = prepared.armed.clone();
-        let steward = Steward::start(&common, prepared, None);
+        let steward = Steward::start(&common, prepared, None, Vec::new());
         let (wishes, heard) = mpsc::channel(1);
         let cluster = Arc::new(Self {
             common,
             current: ArcSwap::new(steward),
             armed: Mutex::new(armed),
             wishes,
-            under_way,
+            under_way: served.under_way,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
@@ -109,6 +118,11 @@ impl Cluster {
     /// What sessions that read from any node must know.
     pub fn reads(&self) -> &Arc<Reads> {
         &self.common.reads
+    }
+
+    /// What became of commits whose answers were lost.
+    pub fn commits(&self) -> &Arc<Commits> {
+        &self.common.commits
     }
 
     /// What the databases' names stand for.
@@ -177,8 +191,9 @@ impl Cluster {
         }
         steward.abdicate().await;
         let prepared = self.bring_up(wanted).await;
+        let former = self.former(steward, &prepared).await;
         self.common.catalogs.forget_all();
-        let next = Steward::start(&self.common, prepared, Some(&steward.view()));
+        let next = Steward::start(&self.common, prepared, Some(&steward.view()), former);
         self.current.store(Arc::clone(&next));
         steward.stop().await;
         tracing::info!(
@@ -186,6 +201,47 @@ impl Cluster {
             took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
             "a steward's time has begun"
         );
+    }
+
+    /// How much the new writer has of the terms of which nobody has been told what became of the commits under way.
+    async fn former(&self, steward: &Steward, prepared: &Prepared) -> Vec<Former> {
+        let mut former = steward.untold();
+        former.push(Former {
+            term: steward.term,
+            writer: steward.writer,
+            last: None,
+        });
+        for term in &mut former {
+            // Its own log may hold more than anybody was shown.
+            term.last = None;
+            if term.writer != prepared.writer {
+                match self.last_of(term.term, prepared).await {
+                    Ok(last) => term.last = Some(last),
+                    // Whoever asks is told that nobody knows.
+                    Err(error) => {
+                        tracing::warn!(term = %term.term, %error, "what became of commits under way is not known");
+                    }
+                }
+            }
+        }
+        former
+    }
+
+    /// The last unit of a term that the new writer has, by database.
+    async fn last_of(
+        &self,
+        term: Epoch,
+        prepared: &Prepared,
+    ) -> Result<BTreeMap<String, Lsn>, ControlError> {
+        let (control, keeper) = (&self.common.control, &self.common.keeper);
+        let mut last = BTreeMap::new();
+        for database in prepared.databases.keys() {
+            let client = keeper.client(control, prepared.writer, database).await?;
+            let places = control::applied_places(&client, database).await?;
+            let place = places.0.get(&term).copied().unwrap_or_default();
+            last.insert(database.clone(), place);
+        }
+        Ok(last)
     }
 
     /// Whoever is away may lack what was decoded for it: it is kept until there are enough to go on with.

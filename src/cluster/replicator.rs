@@ -17,9 +17,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::catalogs::Catalogs;
+use super::commits::Commits;
 use super::follower::{Follower, FollowerTask};
 use super::reads::Reads;
 use super::sight::Sight;
+use super::steward::Common;
 use crate::engine::confirm::{Confirmer, Report, Standing, StreamId};
 use crate::engine::fence::{Other, Verdict, judge};
 use crate::engine::sequences::Sequences;
@@ -83,6 +85,7 @@ pub struct Replicator {
     pub(super) releasing: watch::Sender<Option<StreamId>>,
     catalogs: Arc<Catalogs>,
     reads: Arc<Reads>,
+    pub(super) commits: Arc<Commits>,
     units: Counter,
     unit_bytes: Counter,
     /// Told when a node is fenced, which must be recorded.
@@ -137,8 +140,7 @@ impl Replicator {
     pub fn new(
         nodes: usize,
         followers: &[NodeId],
-        catalogs: Arc<Catalogs>,
-        reads: Arc<Reads>,
+        common: &Common,
         tasks: TaskTracker,
         cancel: CancellationToken,
     ) -> Arc<Self> {
@@ -158,8 +160,9 @@ impl Replicator {
             reading: Notify::new(),
             reports: watch::Sender::new(Report::default()),
             releasing: watch::Sender::new(None),
-            catalogs,
-            reads,
+            catalogs: Arc::clone(&common.catalogs),
+            reads: Arc::clone(&common.reads),
+            commits: Arc::clone(&common.commits),
             units: metrics::counter!("synapsedb_units_total"),
             unit_bytes: metrics::counter!("synapsedb_unit_bytes_total"),
             fencing: Notify::new(),
@@ -282,6 +285,10 @@ impl Replicator {
     pub(super) fn decoded_unit(&self, id: StreamId, unit: Unit) {
         self.units.increment(1);
         self.unit_bytes.increment(unit.bytes as u64);
+        if let Some(token) = unit.token {
+            // Ahead of the queues, so of everything by which a follower could have it.
+            self.commits.shown(token, unit.id);
+        }
         let unit = Arc::new(unit);
         let mut state = self.lock();
         let state = &mut *state;

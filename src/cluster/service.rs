@@ -7,6 +7,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use super::commits::Commits;
 use super::guests::Guest;
 use super::reads::Reads;
 use crate::error::ClientError;
@@ -72,6 +73,9 @@ pub trait Service: Send + Sync {
     /// What is to be known to read from any node; none where there is but one.
     fn reads(&self) -> Option<&Arc<Reads>>;
 
+    /// What became of commits whose answers were lost; none where there is but one node.
+    fn commits(&self) -> Option<&Arc<Commits>>;
+
     /// Whether the database is replicated; a template is not.
     fn replicates(&self, database: &str) -> bool;
 
@@ -121,6 +125,10 @@ impl Service for Alone {
     }
 
     fn reads(&self) -> Option<&Arc<Reads>> {
+        None
+    }
+
+    fn commits(&self) -> Option<&Arc<Commits>> {
         None
     }
 

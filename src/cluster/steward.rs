@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use super::bring_up::{DatabasePlaces, Prepared};
 use super::catalogs::Catalogs;
+use super::commits::{Commits, Former};
 use super::follower::{Arming, Follower};
 use super::guests::Guests;
 use super::keeper::Keeper;
@@ -31,10 +32,13 @@ use crate::config::Config;
 use crate::ids::{Epoch, Lsn, NodeId, UnitId, origin_name, slot_name};
 use crate::node::apply::start::ApplierSettings;
 use crate::node::backend::{Login, Secret};
+use crate::node::canary::Canaries;
 use crate::node::control::{self, Control, ControlError};
 use crate::node::schema::APPLIER_ROLE;
 use crate::node::stream::StreamSettings;
 
+/// So many former terms are kept of which nothing can be told.
+const TERMS: usize = 8;
 /// For opening streams and appliers.
 const CONNECT: Duration = Duration::from_secs(5);
 
@@ -57,12 +61,16 @@ pub struct Steward {
     version: u32,
     pub(super) arming: Arc<Arming>,
     pub(super) office: Told,
+    pub(super) canaries: Arc<Canaries>,
     pub(super) keeper: Arc<Keeper>,
+    pub(super) commits: Arc<Commits>,
+    /// Terms of which sessions have not been told what became of their commits.
+    former: Mutex<Vec<Former>>,
     /// How the writer does.
     pub(super) standing: watch::Sender<Standing>,
     pub(super) tasks: TaskTracker,
     pub(super) cancel: CancellationToken,
-    watchers: TaskTracker,
+    pub(super) watchers: TaskTracker,
     pub(super) watching: CancellationToken,
 }
 
@@ -72,16 +80,23 @@ pub struct Common {
     pub(super) control: Control,
     pub(super) catalogs: Arc<Catalogs>,
     pub(super) reads: Arc<Reads>,
+    pub(super) commits: Arc<Commits>,
     pub(super) guests: Arc<Guests>,
     pub(super) arming: Arc<Arming>,
     pub(super) office: Told,
+    pub(super) canaries: Arc<Canaries>,
     pub(super) keeper: Arc<Keeper>,
 }
 
 impl Steward {
     /// Starts streams, appliers and probes of a cluster that has been brought up.
-    /// `before` is the view of the one whose time is over.
-    pub fn start(common: &Arc<Common>, prepared: Prepared, before: Option<&View>) -> Arc<Self> {
+    /// `before` is the view of the one whose time is over, and `former` what sessions are to be told of it.
+    pub fn start(
+        common: &Arc<Common>,
+        prepared: Prepared,
+        before: Option<&View>,
+        former: Vec<Former>,
+    ) -> Arc<Self> {
         let config = Arc::clone(&common.config);
         let tasks = TaskTracker::new();
         let cancel = CancellationToken::new();
@@ -91,8 +106,7 @@ impl Steward {
         let replicator = Replicator::new(
             config.nodes.len(),
             &followers,
-            Arc::clone(&common.catalogs),
-            Arc::clone(&common.reads),
+            common,
             tasks.clone(),
             cancel.clone(),
         );
@@ -114,7 +128,10 @@ impl Steward {
             version: prepared.version,
             arming: Arc::clone(&common.arming),
             office: common.office.clone(),
+            canaries: Arc::clone(&common.canaries),
             keeper: Arc::clone(&common.keeper),
+            commits: Arc::clone(&common.commits),
+            former: Mutex::new(former),
             standing: watch::Sender::new(Standing::Beginning),
             tasks,
             cancel,
@@ -335,6 +352,26 @@ impl Steward {
         };
         let limit = self.config.limits.commit_wait();
         matches!(tokio::time::timeout(limit, wait).await, Ok(Some(())))
+    }
+
+    /// A majority has all that the writer has: what became of commits under way in former terms is certain now.
+    pub(super) fn tell_former(&self) {
+        let mut former = self.former.lock().unwrap_or_else(PoisonError::into_inner);
+        former.retain_mut(|term| {
+            let last = term.last.take();
+            let told = last.is_some();
+            if let Some(last) = last {
+                self.commits.end(term.term, last);
+            }
+            !told
+        });
+    }
+
+    /// The terms of which nothing was told so far.
+    pub(super) fn untold(&self) -> Vec<Former> {
+        let former = self.former.lock().unwrap_or_else(PoisonError::into_inner);
+        let long = former.len().saturating_sub(TERMS);
+        former[long..].to_vec()
     }
 
     /// Something that had to happen on a node did not: it differs.

@@ -11,9 +11,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::replicator::{RETRY, Replicator, State, StreamEntry};
 use crate::engine::confirm::StreamId;
-use crate::ids::Lsn;
+use crate::ids::{Lsn, UnitId};
 use crate::node::spill::Running;
 use crate::node::stream::{Sink, Stream, StreamError, StreamSettings, Voice};
+use crate::node::token::Token;
 use crate::node::unit::Unit;
 
 /// Between two looks at what other tasks do.
@@ -194,6 +195,10 @@ struct StreamSink<'a> {
 impl Sink for StreamSink<'_> {
     fn unit(&mut self, unit: Unit) {
         self.replicator.decoded_unit(self.id, unit);
+    }
+
+    fn shown(&mut self, token: Token) {
+        self.replicator.commits.shown(token, UnitId::NOTHING);
     }
 
     fn progress(&mut self, lsn: Lsn) {

@@ -15,6 +15,7 @@ use bytes::Bytes;
 
 use super::cut::{self, CutError, Filled, Here, Piece, Trace};
 use super::spill::{Running, SpillWriter};
+use super::token::Token;
 use super::unit::{Change, Changes, Unit};
 use crate::ids::{Epoch, Lsn, SYNAPSEDB, UnitId};
 use crate::wire::error::WireError;
@@ -47,8 +48,8 @@ pub enum Assembled {
     Unit(Unit),
     /// A transaction of an applier's: the units that it repeated.
     Repeated(Vec<Unit>),
-    /// A transaction that ended here and changed nothing that is replicated.
-    Nothing(Lsn),
+    /// A transaction that ended here and changed nothing that is replicated, and what its session said of it.
+    Nothing(Lsn, Option<Token>),
     /// A large transaction that the writer still runs, when its first changes are there.
     Running(Running),
     /// One that committed, with parts of which somebody must ask whether they did: [`Assembler::settle`] comes
@@ -240,20 +241,27 @@ impl Assembler {
             return Ok(self.repeated(open.xid, commit, &pieces, changes));
         }
         if open.changes.is_empty() {
-            return Ok(Assembled::Nothing(commit.end_lsn));
+            return Ok(Assembled::Nothing(commit.end_lsn, open.trace.token()));
         }
         let changes = Changes::Memory(open.changes);
-        Ok(self.own(open.xid, commit, whole, changes))
+        Ok(self.own(open.xid, commit, whole, changes, open.trace.token()))
     }
 
     /// A transaction of the node's own is named by the office that it held then.
-    fn own(&mut self, xid: u32, commit: Commit, whole: Here, changes: Changes) -> Assembled {
+    fn own(
+        &mut self,
+        xid: u32,
+        commit: Commit,
+        whole: Here,
+        changes: Changes,
+        token: Option<Token>,
+    ) -> Assembled {
         let end = commit.end_lsn;
         let mut offices = self.offices.iter().rev();
         let Some((term, _)) = offices.find(|(_, start)| *start < end) else {
             // It was no writer's, so no place in the history is its own.
             tracing::warn!(%end, xid, "left out: the node changed rows before it was a writer");
-            return Assembled::Nothing(end);
+            return Assembled::Nothing(end, None);
         };
         self.last = UnitId {
             term: *term,
@@ -266,6 +274,7 @@ impl Assembler {
             closes: true,
             xid,
             committed_at: commit.commit_time,
+            token,
             has_ddl: whole.ddl > 0,
             bytes: whole.bytes,
             changes,
@@ -280,7 +289,7 @@ impl Assembler {
         mut changes: impl FnMut(&Piece) -> Changes,
     ) -> Assembled {
         let Some(last) = pieces.last() else {
-            return Assembled::Nothing(commit.end_lsn);
+            return Assembled::Nothing(commit.end_lsn, None);
         };
         self.last = last.unit;
         let unit = |piece: &Piece| Unit {
@@ -290,6 +299,7 @@ impl Assembler {
             closes: piece.unit == last.unit,
             xid,
             committed_at: commit.commit_time,
+            token: None,
             has_ddl: piece.has_ddl,
             bytes: piece.bytes,
             changes: changes(piece),
@@ -377,15 +387,16 @@ impl Assembler {
         }
         let whole = here(&spill);
         let pieces = spill.trace.pieces(whole)?;
+        let token = spill.trace.token();
         let spill = spill.finish(self.last, pieces.is_some())?;
         if let Some(pieces) = pieces {
             let changes = |piece: &Piece| Changes::Spilled(spill.piece(piece.range.clone()));
             return Ok(self.repeated(xid, commit, &pieces, changes));
         }
         if spill.length() == 0 {
-            return Ok(Assembled::Nothing(commit.end_lsn));
+            return Ok(Assembled::Nothing(commit.end_lsn, token));
         }
-        Ok(self.own(xid, commit, whole, Changes::Spilled(spill)))
+        Ok(self.own(xid, commit, whole, Changes::Spilled(spill), token))
     }
 }
 

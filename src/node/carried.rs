@@ -45,6 +45,8 @@ pub struct Carried {
     /// The last session ran code that may have left what no probe sees (settings of unknown names made in
     /// functions); another session must have them reset first.
     pub tainted: bool,
+    /// The statement that sends a token ahead of a COMMIT is prepared on it.
+    pub seals: bool,
     /// The last session may have drawn values of sequences; another must not find them in `lastval`.
     pub drawn: bool,
 }

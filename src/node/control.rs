@@ -21,7 +21,7 @@ use crate::ids::{Epoch, Lsn, NodeId, SYNAPSEDB, UnitId, fnv1a, origin_name, term
 const CONNECT: Duration = Duration::from_secs(5);
 
 /// Settings of every connection of this module, where no ALTER ROLE or ALTER DATABASE reaches (rule 12).
-const OPTIONS: &str = "-c search_path=pg_catalog -c synchronous_commit=local -c session_replication_role=replica \
+pub(super) const OPTIONS: &str = "-c search_path=pg_catalog -c synchronous_commit=local -c session_replication_role=replica \
     -c default_transaction_read_only=off -c statement_timeout=0 -c lock_timeout=0 -c row_security=on \
     -c idle_in_transaction_session_timeout=0 -c idle_session_timeout=0 -c standard_conforming_strings=on \
     -c datestyle=ISO -c timezone=UTC -c client_min_messages=warning";

@@ -12,6 +12,7 @@ use std::ops::Range;
 
 use crate::ids::{Epoch, SYNAPSEDB, UnitId, term_of_origin};
 use crate::node::apply::views;
+use crate::node::token::Token;
 use crate::node::unit::Change;
 use crate::wire::pgoutput::tuple::{Tuple, Value};
 use crate::wire::pgoutput::{Emitted, Relation};
@@ -80,11 +81,12 @@ pub struct Piece {
     pub has_ddl: bool,
 }
 
-/// What there is of an applier in a transaction.
+/// What there is of the proxy in a transaction.
 #[derive(Debug, Default)]
 pub struct Trace {
     marks: Vec<(Mark, Here)>,
     place: Option<UnitId>,
+    token: Option<Token>,
 }
 
 impl Trace {
@@ -93,11 +95,17 @@ impl Trace {
         if let Some(mark) = Mark::read(emitted) {
             self.marks.push((mark, here));
         }
+        self.token = Token::read(emitted).or(self.token);
     }
 
     /// The row of an applier's place stands here.
     pub fn place(&mut self, place: UnitId) {
         self.place = Some(place);
+    }
+
+    /// What a session said ahead of its COMMIT.
+    pub fn token(&self) -> Option<Token> {
+        self.token
     }
 
     /// Whether an applier made the transaction.

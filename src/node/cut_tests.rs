@@ -263,7 +263,7 @@ fn own_commits_are_named_by_the_office_held_then() {
     log.rows(&["astray"]);
     let found = log.commit(0x900);
     assert!(
-        matches!(found, Ok(Some(Assembled::Nothing(Lsn(0x900))))),
+        matches!(found, Ok(Some(Assembled::Nothing(Lsn(0x900), None)))),
         "{found:?}"
     );
 }
@@ -323,7 +323,7 @@ fn what_can_not_be_cut_is_an_error_and_never_a_unit() {
     log.place(name(1, 0));
     let found = log.commit(0x2000);
     assert!(
-        matches!(found, Ok(Some(Assembled::Nothing(_)))),
+        matches!(found, Ok(Some(Assembled::Nothing(_, _)))),
         "{found:?}"
     );
 }

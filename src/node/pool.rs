@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::backend::Address;
+use super::canary::Canaries;
 use super::identity::{Bearer, Epoch, Identity, SharedBearer};
 use super::keys::{KeyRing, RoleKey};
 use super::pooled::{Opener, PoolError, Pooled};
@@ -326,6 +327,7 @@ pub struct Pools {
     trust: bool,
     consistency: &'static str,
     keys: Arc<KeyRing>,
+    canaries: Arc<Canaries>,
     /// Of each role that logged in.
     bearers: Mutex<BTreeMap<String, SharedBearer>>,
     /// Held while the writer is asked who a role has become, so that its answers are noted in their order.
@@ -350,10 +352,16 @@ impl Pools {
             consistency: config.reads.consistency.name(),
             trust: config.auth.mode == AuthMode::Trust,
             keys: Arc::default(),
+            canaries: Arc::default(),
             bearers: Mutex::default(),
             asking: tokio::sync::Mutex::default(),
             open: Mutex::default(),
         }
+    }
+
+    /// By which connections to the writer's next run are known.
+    pub fn canaries(&self) -> &Arc<Canaries> {
+        &self.canaries
     }
 
     /// The key that a login has just proved: from now on it opens the nodes for this role.
@@ -484,6 +492,8 @@ impl Pools {
             consistency: self.consistency,
             trust: self.trust,
             keys: Arc::clone(&self.keys),
+            node: name.node,
+            canaries: Arc::clone(&self.canaries),
             bearer,
             generation: AtomicU64::new(0),
         })

@@ -4,6 +4,7 @@
 //! Promises that a key which a node refused is never tried again, and that a connection on which the
 //! server has said something unexpected is not reused. It decides nothing about how many there are.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,11 +12,13 @@ use std::time::Duration;
 use deadpool::managed::{Manager, Metrics, RecycleError, RecycleResult};
 
 use super::backend::{Address, Backend, BackendError, Login, Secret};
+use super::canary::Canaries;
 use super::carried::{Carried, Settings};
 use super::identity::SharedBearer;
 use super::keys::{KeyRing, RoleKey};
 use super::settings;
 use crate::error::{ClientError, NodeWords};
+use crate::ids::NodeId;
 use crate::wire::error::ScramError;
 use crate::wire::message::report::{Report, field};
 
@@ -192,6 +195,8 @@ pub(super) struct Opener {
     pub(super) consistency: &'static str,
     pub(super) trust: bool,
     pub(super) keys: Arc<KeyRing>,
+    pub(super) node: NodeId,
+    pub(super) canaries: Arc<Canaries>,
     pub(super) bearer: SharedBearer,
     pub(super) generation: AtomicU64,
 }
@@ -281,6 +286,10 @@ impl Manager for Opener {
         // Boxed like all that is rare on this way: what waits for a free connection is moved about with each query.
         let mut backend = Box::pin(self.open()).await?;
         let plain = self.read_only && self.is_plain(&mut backend).await?;
+        if !self.canaries.vouches(self.node) {
+            let again = io::Error::new(io::ErrorKind::ConnectionReset, "it was started again");
+            return Err(self.fault(again.into()));
+        }
         let superuser = backend.parameters.get("is_superuser");
         if self.read_only && self.bearer.is_plain() && superuser.is_some_and(|value| value == "on")
         {

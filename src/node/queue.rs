@@ -208,6 +208,7 @@ mod tests {
             closes,
             xid: 0,
             committed_at: 0,
+            token: None,
             has_ddl,
             bytes: 10,
             changes: Changes::Memory(Vec::new()),

@@ -95,6 +95,8 @@ impl StreamSettings {
 pub trait Sink: Send {
     /// A unit that changed rows.
     fn unit(&mut self, unit: super::unit::Unit);
+    /// A transaction that changed nothing for others was committed, of which its session had said this.
+    fn shown(&mut self, token: super::token::Token);
     /// Everything before this place has been read.
     fn progress(&mut self, lsn: Lsn);
     /// The first changes of a large transaction are there, which the writer still runs.
@@ -234,7 +236,12 @@ impl Stream {
                             sink.unit(unit);
                         }
                     }
-                    Some(Assembled::Nothing(end)) => sink.progress(end),
+                    Some(Assembled::Nothing(end, token)) => {
+                        if let Some(token) = token {
+                            sink.shown(token);
+                        }
+                        sink.progress(end);
+                    }
                     Some(Assembled::Running(running)) => sink.running(running),
                     // Those are settled.
                     Some(Assembled::Doubtful(_)) | None => {}

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use super::spill::Spill;
+use super::token::Token;
 use crate::ids::{Lsn, SYNAPSEDB, UnitId};
 use crate::wire::pgoutput::tuple::Tuple;
 use crate::wire::pgoutput::{self, Old, Relation};
@@ -108,6 +109,8 @@ pub struct Unit {
     pub xid: u32,
     /// Microseconds since 2000-01-01 UTC.
     pub committed_at: i64,
+    /// What a session said ahead of its COMMIT.
+    pub token: Option<Token>,
     /// Whether a row of `ddl_log` is among the changes: such a unit is applied alone.
     pub has_ddl: bool,
     /// About how much memory it holds, in bytes.

@@ -281,6 +281,7 @@ impl Session {
         let node = backend::read_ready(frame).unwrap_or(Status::Failed);
         self.status = self.deferred.status(node);
         self.certain = false;
+        self.wrote &= self.status != Status::Idle;
         if self.pipeline.is_empty() {
             self.idle = true;
             self.watch_drops = false;
@@ -316,7 +317,8 @@ impl Session {
             }
             b'N' => {
                 // A log of statements at the client's side tells what was bound, and a log of plans too.
-                let hidden = |own| matches!(own, Own::Probe | Own::Step | Own::Settings);
+                let hidden =
+                    |own| matches!(own, Own::Probe | Own::Step | Own::Seal | Own::Settings);
                 if self
                     .pipeline
                     .head()
@@ -357,6 +359,7 @@ impl Session {
                 }
             }
             b'C' if own == Own::Begin => self.begun(),
+            b'1' if own == Own::Seal => self.can_seal(true),
             b'E' => self.own_failed = true,
             _ => {}
         }
@@ -375,6 +378,9 @@ impl Session {
             self.told_end = true;
         }
         let routine = || report::get(frame, field::ROUTINE);
+        if fault.seal {
+            self.can_seal(false);
+        }
         if fault.begin {
             self.fail_deferred();
         }
@@ -484,6 +490,7 @@ fn note_drop(
         prepared.clear();
         if let Some(pooled) = pooled {
             pooled.carried.statements.clear();
+            pooled.carried.seals = false;
         }
     }
 }

@@ -6,6 +6,7 @@
 
 use bytes::BytesMut;
 
+use crate::cluster::commits::Fate;
 use crate::cluster::office::{Office, State};
 use crate::error::ClientError;
 use crate::session::client;
@@ -229,11 +230,14 @@ impl Session {
         } else {
             None
         };
-        let (words, state) = last_words(self.status, self.pipeline.awaited(), self.in_batch);
-        let unknown = |(word, _): &Last| *word == Word::Error(ClientError::CommitUnknown);
-        let unknown = words.iter().any(unknown) || elsewhere;
+        let (mut words, mut state) = self.last_words(None);
+        let mut unknown = is_unknown(&words) || elsewhere;
         if unknown && same {
             self.hold_the_others();
+        }
+        if unknown && let Some(fate) = self.fate().await {
+            (words, state) = self.last_words(Some(fate));
+            unknown = is_unknown(&words) || elsewhere;
         }
         let outcome = match &again {
             Some(_) => Outcome::Again,
@@ -267,6 +271,10 @@ impl Session {
         Ok(())
     }
 
+    fn last_words(&self, fate: Option<Fate>) -> (Vec<Last>, Status) {
+        last_words(self.status, self.pipeline.awaited(), self.in_batch, fate)
+    }
+
     /// Tells what there is to tell, and begins anew.
     fn settle_loss(&mut self, state: Status, words: Vec<Last>, again: Option<BytesMut>) {
         let before = self.status;
@@ -286,6 +294,7 @@ impl Session {
                 Word::RolledBack => {
                     let _ = backend::complete(&mut self.to_client, "ROLLBACK");
                 }
+                Word::Committed(answers) => self.to_client.extend_from_slice(&answers),
                 Word::Nothing => {}
             }
             match ready {
@@ -343,4 +352,9 @@ impl Session {
         let tie = self.state.tie();
         tie.or_else(|| unsure.then_some("what a function or a setting may have left"))
     }
+}
+
+fn is_unknown(words: &[Last]) -> bool {
+    let unknown = Word::Error(ClientError::CommitUnknown);
+    words.iter().any(|(word, _)| *word == unknown)
 }

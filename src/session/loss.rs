@@ -4,9 +4,12 @@
 //! happened, nor that anything is done that is not known to be; and that each Query and each Sync has its one
 //! `ReadyForQuery`.
 
+use bytes::{Bytes, BytesMut};
+
+use crate::cluster::commits::Fate;
 use crate::error::ClientError;
-use crate::session::pipeline::{Entry, Expect, Risk};
-use crate::wire::message::backend::Status;
+use crate::session::pipeline::{Entry, Expect, Risk, Seal};
+use crate::wire::message::backend::{self, Status};
 
 /// What stands in for the rest of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +18,8 @@ pub enum Word {
     Error(ClientError),
     /// The transaction is rolled back, as it was asked to be.
     RolledBack,
+    /// It is committed: these are the answers.
+    Committed(Bytes),
     /// Nothing: all of it was said.
     Nothing,
 }
@@ -31,28 +36,69 @@ struct Unit {
     end: Option<Expect>,
     rolls_back: bool,
     risk: Risk,
+    seal: Option<Seal>,
+    /// The answers of a COMMIT.
+    said: BytesMut,
+    /// Something else is asked too, of which the answer is not known.
+    unsaid: bool,
+}
+
+impl Unit {
+    fn add(&mut self, entry: &Entry) {
+        self.messages += 1;
+        self.client |= entry.own.is_none();
+        self.risk = self.risk.max(entry.risk);
+        self.rolls_back |= entry.rolls_back;
+        self.seal = self.seal.or(entry.seal);
+        if entry.own.is_some() {
+            return;
+        }
+        let plain = entry.seal.is_some_and(|seal| seal.plain);
+        match entry.expect {
+            Expect::Parse => backend::parse_complete(&mut self.said),
+            Expect::Bind => backend::bind_complete(&mut self.said),
+            Expect::Close => backend::close_complete(&mut self.said),
+            // A tag of our own, so it fits.
+            Expect::Query | Expect::Execute if plain => {
+                let _ = backend::complete(&mut self.said, "COMMIT");
+            }
+            Expect::Sync => {}
+            _ => self.unsaid = true,
+        }
+    }
+
+    /// What its client is told of its commit.
+    fn word(&self, fate: Option<Fate>) -> Word {
+        match fate.filter(|_| self.seal.is_some()) {
+            None => Word::Error(ClientError::CommitUnknown),
+            Some(Fate::Lost) => Word::Error(ClientError::TransactionLost),
+            Some(Fate::Committed) if self.unsaid => Word::Error(ClientError::AnswerLost),
+            Some(Fate::Committed) => Word::Committed(Bytes::copy_from_slice(&self.said)),
+        }
+    }
 }
 
 /// The last words to everything that is awaited by a client whose transaction is in this state, and the state in which
-/// that leaves it. `in_batch`: a Sync is still to come.
+/// that leaves it. `in_batch`: a Sync is still to come. `fate`: what became of the one commit that went with a token, if that is known.
 pub fn last_words<'a>(
     status: Status,
     awaited: impl Iterator<Item = &'a Entry>,
     in_batch: bool,
+    fate: Option<Fate>,
 ) -> (Vec<Last>, Status) {
     let units = units(awaited, in_batch);
     let mut state = status;
     let mut words = Vec::new();
     for (at, unit) in units.iter().enumerate() {
         let word = match state {
-            Status::Idle => alone(unit),
+            Status::Idle => alone(unit, fate),
             Status::Open | Status::Failed if unit.rolls_back => {
                 state = Status::Idle;
                 Word::RolledBack
             }
             _ if unit.risk == Risk::Commit => {
                 state = Status::Idle;
-                Word::Error(ClientError::CommitUnknown)
+                unit.word(fate)
             }
             Status::Open => {
                 state = Status::Failed;
@@ -76,13 +122,13 @@ pub fn last_words<'a>(
 }
 
 /// Outside of transactions.
-fn alone(unit: &Unit) -> Word {
+fn alone(unit: &Unit, fate: Option<Fate>) -> Word {
     match unit.risk {
         Risk::None if unit.messages == 1 && unit.end == Some(Expect::Sync) => Word::Nothing,
         Risk::None => Word::Error(ClientError::ReadBroken),
         // Without its Sync nothing of a batch is committed.
         Risk::Write if unit.end.is_none() => Word::Error(ClientError::TransactionLost),
-        Risk::Write | Risk::Commit => Word::Error(ClientError::CommitUnknown),
+        Risk::Write | Risk::Commit => unit.word(fate),
     }
 }
 
@@ -93,10 +139,7 @@ fn units<'a>(awaited: impl Iterator<Item = &'a Entry>, in_batch: bool) -> Vec<Un
         if matches!(entry.expect, Expect::Local | Expect::CopyEnd) {
             continue;
         }
-        open.messages += 1;
-        open.client |= entry.own.is_none();
-        open.risk = open.risk.max(entry.risk);
-        open.rolls_back |= entry.rolls_back;
+        open.add(entry);
         if matches!(
             entry.expect,
             Expect::Query | Expect::Function | Expect::Sync
@@ -128,7 +171,16 @@ mod tests {
     }
 
     fn told(status: Status, awaited: &[Entry], in_batch: bool) -> String {
-        let (words, state) = last_words(status, awaited.iter(), in_batch);
+        told_knowing(None, status, awaited, in_batch)
+    }
+
+    fn told_knowing(
+        fate: Option<Fate>,
+        status: Status,
+        awaited: &[Entry],
+        in_batch: bool,
+    ) -> String {
+        let (words, state) = last_words(status, awaited.iter(), in_batch, fate);
         let letter = |status| match status {
             Status::Idle => 'I',
             Status::Open => 'T',
@@ -139,6 +191,14 @@ mod tests {
             match word {
                 Word::Error(error) => text.push_str(&error.report().sqlstate),
                 Word::RolledBack => text.push_str("rollback"),
+                Word::Committed(answers) => {
+                    // The types of its frames.
+                    let mut rest = &answers[..];
+                    while let Ok(Some(frame)) = crate::wire::frame::whole(rest) {
+                        text.push(char::from(frame[0]));
+                        rest = &rest[frame.len()..];
+                    }
+                }
                 Word::Nothing => {}
             }
             text.extend(ready.map(letter));
@@ -188,5 +248,38 @@ mod tests {
             "40001E 25P02E rollbackI 08007I I"
         );
         assert_eq!(told(Open, &[write(), commit()], false), "08007E 08007I I");
+    }
+
+    #[test]
+    fn a_commit_whose_fate_is_known_has_its_word() {
+        use Expect::{Bind, Describe, Execute, Parse, Query, Sync};
+        use Status::{Idle, Open};
+        let (kept, lost) = (Some(Fate::Committed), Some(Fate::Lost));
+        let sealed = |expect, risk, plain| Entry {
+            seal: Some(Seal { count: 1, plain }),
+            ..entry(expect, risk)
+        };
+        let seal = || Entry::own(Bind, Own::Seal);
+        let query = [seal(), sealed(Query, Risk::Commit, true)];
+        assert_eq!(told_knowing(kept, Open, &query, false), "CI I");
+        assert_eq!(told_knowing(lost, Open, &query, false), "40001I I");
+        // What is known of another is not known of this one.
+        let other = [entry(Query, Risk::Commit)];
+        assert_eq!(told_knowing(kept, Open, &other, false), "08007I I");
+        let mut batch = vec![entry(Parse, Risk::None), seal(), entry(Bind, Risk::None)];
+        batch.push(sealed(Execute, Risk::Commit, true));
+        batch.push(entry(Sync, Risk::Commit));
+        assert_eq!(told_knowing(kept, Open, &batch, false), "12CI I");
+        assert_eq!(told_knowing(lost, Open, &batch, false), "40001I I");
+        batch.insert(3, entry(Describe, Risk::None));
+        let (words, _) = last_words(Open, batch.iter(), false, kept);
+        assert_eq!(words[0].0, Word::Error(ClientError::AnswerLost));
+        let alone = [
+            entry(Execute, Risk::Write),
+            sealed(Sync, Risk::Write, false),
+        ];
+        assert_eq!(told_knowing(lost, Idle, &alone, false), "40001I I");
+        let (words, _) = last_words(Idle, alone.iter(), false, kept);
+        assert_eq!(words[0].0, Word::Error(ClientError::AnswerLost));
     }
 }

@@ -29,6 +29,7 @@ pub mod reading;
 pub mod relay;
 pub mod requests;
 pub mod scram;
+pub mod sealing;
 pub mod shapes;
 pub mod shared;
 pub mod startup;

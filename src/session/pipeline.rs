@@ -49,8 +49,19 @@ pub enum Own {
     Settings,
     /// Looks what a transaction left behind.
     Probe,
+    /// Ahead of what commits: sends a token. Its error is the client's.
+    Seal,
     /// The client's own BEGIN, which has been answered before.
     Begin,
+}
+
+/// What went ahead of what commits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seal {
+    /// Which of the session's commits.
+    pub count: u64,
+    /// The message is a COMMIT and nothing else, so that its answer is known.
+    pub plain: bool,
 }
 
 /// What an outstanding message could do, for the case that the connection is lost.
@@ -99,6 +110,8 @@ pub struct Entry {
     pub own: Option<Own>,
     /// What its loss could mean.
     pub risk: Risk,
+    /// By what its commit is found in the stream.
+    pub seal: Option<Seal>,
     /// It ends the transaction without a trace, whatever becomes of it.
     pub rolls_back: bool,
     /// What to take back where the node never ran it.
@@ -124,6 +137,7 @@ impl Entry {
             expect,
             own: None,
             risk: Risk::None,
+            seal: None,
             rolls_back: false,
             undo: None,
             statement: None,
@@ -186,6 +200,8 @@ pub struct Fault {
     pub resync: bool,
     /// What failed is a BEGIN that was answered before.
     pub begin: bool,
+    /// What failed was to send a token.
+    pub seal: bool,
     /// To be taken back, in this order; the first with `failed` set where the message itself failed.
     pub undo: Vec<Box<Undo>>,
 }
@@ -369,6 +385,20 @@ impl Pipeline {
         self.queue.front()
     }
 
+    /// What went ahead of the one commit that is under way; none where there are more, or anything else that could
+    /// have committed.
+    pub fn sole_seal(&self) -> Option<Seal> {
+        let mut seals = self.queue.iter().filter_map(|entry| entry.seal);
+        let ends = |entry: &&Entry| {
+            let expect = entry.expect;
+            let end = matches!(expect, Expect::Query | Expect::Function | Expect::Sync);
+            end && entry.risk > Risk::None
+        };
+        let ends = self.queue.iter().filter(ends).count();
+        let seal = seals.next()?;
+        (ends == 1 && seals.next().is_none()).then_some(seal)
+    }
+
     /// The gravest that may be going on.
     pub fn risk(&self) -> Risk {
         let risks = self.queue.iter().map(|entry| entry.risk);
@@ -532,6 +562,7 @@ impl Pipeline {
             fault.after = failed.after;
             fault.statement = failed.statement;
             fault.begin = failed.own == Some(Own::Begin);
+            fault.seal = failed.own == Some(Own::Seal);
         }
         for entry in dropped {
             fault.after = fault.after.or(entry.after);

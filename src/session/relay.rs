@@ -14,6 +14,7 @@ use std::time::Instant;
 use bytes::{Bytes, BytesMut};
 use tokio_util::sync::CancellationToken;
 
+use crate::cluster::commits::Ticket;
 use crate::cluster::office::{self, Heard, Office};
 use crate::cluster::relaxed::RelaxedWrite;
 use crate::cluster::service::{Alone, Service};
@@ -33,7 +34,7 @@ use crate::session::global_ddl::After;
 use crate::session::losing::Kept;
 use crate::session::metadata::Metadata;
 use crate::session::offices::{Rest, changed};
-use crate::session::pipeline::{Entry, Expect, Own, Pipeline, Risk};
+use crate::session::pipeline::{Entry, Expect, Own, Pipeline, Risk, Seal};
 use crate::session::prepared::{Prepared, Shelf, Statement};
 use crate::session::probe;
 use crate::session::pump::{self, Moved, Side};
@@ -178,6 +179,14 @@ pub struct Session {
     pub(super) in_batch: bool,
     /// What losing what was bound last would leave open.
     pub(super) bound_risk: Risk,
+    /// The transaction may have written something.
+    pub(super) wrote: bool,
+    /// The batch that is being sent begins or ends a transaction.
+    pub(super) batch_controls: bool,
+    /// Where the stream notes which commits it has shown, once there was one to note.
+    pub(super) ticket: Option<Ticket>,
+    /// What went ahead of the COMMIT that was bound last.
+    pub(super) bound_seal: Option<Seal>,
     /// The server became idle in this round.
     pub(super) idle: bool,
     /// Rows of an answer to ourselves.
@@ -280,6 +289,10 @@ pub async fn run(client: Client, shared: Arc<Shared>) {
         deferred: Deferred::default(),
         in_batch: false,
         bound_risk: Risk::None,
+        wrote: false,
+        batch_controls: false,
+        ticket: None,
+        bound_seal: None,
         idle: false,
         own_rows: Vec::new(),
         own_failed: false,

@@ -19,6 +19,7 @@ use crate::session::naming::LONG;
 use crate::session::pipeline::{Entry, Expect, Risk};
 use crate::session::prepared::{PER_SESSION_MAX, Statement, Undo, UnnamedChange};
 use crate::session::relay::{End, OUTPUT_BYTES_MAX, Session};
+use crate::session::sealing::PLAIN_COMMIT;
 use crate::wire::frame::{self, HEADER_BYTES, Header};
 use crate::wire::message::backend::{self, Status};
 use crate::wire::message::frontend;
@@ -206,6 +207,7 @@ impl Session {
         } else if self.lease.is_some() {
             let mut entry = Entry::client(Expect::Sync);
             entry.risk = self.bound_risk;
+            entry.seal = self.seal_batch();
             self.pipeline.push(entry);
             self.in_batch = false;
             self.bound_risk = Risk::None;
@@ -220,6 +222,7 @@ impl Session {
     pub(super) fn note(&mut self, brief: &Brief) {
         self.state.note(brief);
         if brief.risk > Risk::None {
+            self.wrote |= !brief.commits;
             self.repeat.spoil();
         }
         self.watch_drops |= brief.deallocates_all;
@@ -330,6 +333,9 @@ impl Session {
             self.pass(header, false);
             let _ = frontend::query(&mut self.to_server, &sql);
             return Ok(Step::Next);
+        }
+        if brief.control == PLAIN_COMMIT {
+            entry.seal = self.seal_query();
         }
         self.pipeline.push(entry);
         self.pass(header, true);
@@ -465,6 +471,7 @@ impl Session {
         self.in_batch = true;
         let mut entry = Entry::client(Expect::Execute);
         entry.risk = self.bound_risk;
+        entry.seal = self.bound_seal.take();
         if !self.portals.is_empty() {
             if self.input.len() < header.len {
                 return Ok(Step::More);

@@ -79,6 +79,7 @@ impl Session {
         self.refresh_for(&brief).await;
         self.note(&brief);
         self.count_text(&brief);
+        self.bound_seal = self.seal_bound(&brief);
         self.note_bound(meaning.as_ref(), copy);
         let mut entry = Entry::client(Expect::Bind);
         if let Some(meaning) = meaning.filter(|_| named) {

@@ -45,7 +45,7 @@ async fn writer(cluster: &TestCluster) -> Option<usize> {
 }
 
 /// Waits until there is a writer, and gives it.
-async fn some_writer(cluster: &TestCluster) -> usize {
+pub async fn some_writer(cluster: &TestCluster) -> usize {
     until("there is one writer", || async {
         writer(cluster).await.is_some()
     })
@@ -54,7 +54,7 @@ async fn some_writer(cluster: &TestCluster) -> usize {
 }
 
 /// Waits until somebody else writes.
-async fn until_followed(cluster: &TestCluster, before: usize) -> usize {
+pub async fn until_followed(cluster: &TestCluster, before: usize) -> usize {
     until("another node writes", || async {
         writer(cluster).await.is_some_and(|now| now != before)
     })

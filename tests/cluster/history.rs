@@ -17,6 +17,7 @@ use synapsedb::node::control;
 use synapsedb::node::queue::Queue;
 use synapsedb::node::spill::Running;
 use synapsedb::node::stream::{Sink, Stream, StreamSettings, Voice};
+use synapsedb::node::token::Token;
 use synapsedb::node::unit::{Change, Changes, Unit};
 use tokio::sync::watch;
 use tokio_postgres::Client;
@@ -72,6 +73,7 @@ impl Sink for Kept {
         self.units.push(Arc::new(unit));
         self.read.send_replace(end);
     }
+    fn shown(&mut self, _: Token) {}
     fn progress(&mut self, lsn: Lsn) {
         self.read.send_modify(|read| *read = (*read).max(lsn));
     }

@@ -16,6 +16,7 @@ mod comparison;
 mod confirming;
 mod demo;
 mod failover;
+mod fates;
 mod faults;
 mod held_applier;
 mod history;

@@ -113,7 +113,7 @@ impl Hold {
         let client = cluster.node_db(node, database).await;
         run(
             &client,
-            &format!("set idle_in_transaction_session_timeout = 0; begin read write; lock table {table} in access exclusive mode"),
+            &format!("set idle_in_transaction_session_timeout = 0; begin read write; lock table {table} in share row exclusive mode"),
         )
         .await;
         Self { client }

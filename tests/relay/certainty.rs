@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use synapsedb::cluster::commits::Commits;
 use synapsedb::cluster::reads::Reads;
 use synapsedb::cluster::service::{Answer, Order, OwnNames, Service};
 use synapsedb::error::ClientError;
@@ -43,6 +44,10 @@ impl Service for Told {
     }
 
     fn reads(&self) -> Option<&Arc<Reads>> {
+        None
+    }
+
+    fn commits(&self) -> Option<&Arc<Commits>> {
         None
     }
 

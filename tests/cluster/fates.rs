@@ -1,0 +1,134 @@
+//! A COMMIT whose writer dies is told the truth, wherever the stream shows it.
+
+use synapsedb::cli::demo::server::DATABASE;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Error};
+
+use crate::failover::{some_writer, until_followed};
+use crate::support::cluster::TestCluster;
+use crate::tools::{Hold, ask, rows, run, signal, until};
+
+const WAITING: &str = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
+
+/// How something is committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// COMMIT as a simple query.
+    Commit,
+    /// A prepared COMMIT.
+    Prepared,
+    /// A statement by itself, by Parse, Bind, Execute and Sync.
+    Alone,
+    /// A statement by itself, as a simple query.
+    Simple,
+}
+
+const WAYS: [Way; 4] = [Way::Commit, Way::Prepared, Way::Alone, Way::Simple];
+
+async fn commit(client: Client, way: Way, value: i32) -> Result<(), Error> {
+    let insert = format!("insert into t values ({value})");
+    match way {
+        Way::Commit | Way::Prepared => {
+            client.batch_execute("begin").await?;
+            client.batch_execute(&insert).await?;
+            if way == Way::Commit {
+                client.batch_execute("commit").await?;
+            } else {
+                let commit = client.prepare("commit").await?;
+                client.execute(&commit, &[]).await?;
+            }
+        }
+        Way::Alone => {
+            let insert = client.prepare(&insert).await?;
+            client.execute(&insert, &[]).await?;
+        }
+        Way::Simple => client.batch_execute(&insert).await?,
+    }
+    // The session goes on.
+    client.batch_execute("select 1 from t").await
+}
+
+fn told(outcome: Result<(), Error>) -> String {
+    let Err(error) = outcome else {
+        return "committed".to_owned();
+    };
+    let Some(error) = error.as_db_error() else {
+        return format!("{error:?}");
+    };
+    match error.code() {
+        code if *code == SqlState::T_R_SERIALIZATION_FAILURE => "rolled back".to_owned(),
+        _ if error.message().starts_with("the transaction was committed") => {
+            "answer lost".to_owned()
+        }
+        code => code.code().to_owned(),
+    }
+}
+
+/// Commits in all ways, kills the writer in the midst of it, and gives what each was told, with what is there then.
+async fn fates(shown: bool) -> Vec<(Way, String, bool)> {
+    let mut cluster = TestCluster::start().await;
+    let client = cluster.client().await;
+    run(&client, "create table t (a int)").await;
+    cluster.assert_nodes_equal().await;
+    let old = some_writer(&cluster).await;
+    let straight = cluster.node(old).await;
+    let mut holds = Vec::new();
+    if shown {
+        for node in (0..cluster.nodes()).filter(|node| *node != old) {
+            holds.push(Hold::table(&cluster, node, DATABASE, "t").await);
+        }
+    } else {
+        let readers = "select pid::text from pg_stat_replication";
+        for pid in rows(&straight, readers).await {
+            signal(&pid, "-STOP");
+        }
+    }
+    let mut clients = Vec::new();
+    for _ in WAYS {
+        clients.push(cluster.client().await);
+    }
+    let mut commits = Vec::new();
+    for ((at, way), client) in WAYS.into_iter().enumerate().zip(clients) {
+        let value = i32::try_from(at).expect("small");
+        commits.push(tokio::spawn(commit(client, way, value)));
+    }
+    until("all commits wait", || async {
+        ask(&straight, WAITING).await == WAYS.len().to_string()
+    })
+    .await;
+    tokio::task::block_in_place(|| cluster.server(old).kill9());
+    for hold in holds {
+        hold.release().await;
+    }
+    until_followed(&cluster, old).await;
+    let mut fates = Vec::new();
+    for (at, (way, commit)) in WAYS.into_iter().zip(commits).enumerate() {
+        let told = told(commit.await.expect("no panic"));
+        let there = format!("select count(*) from t where a = {at}");
+        let there = ask(&client, &there).await;
+        fates.push((way, told, there == "1"));
+    }
+    fates
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_the_stream_showed_is_answered_though_its_writer_is_dead() {
+    let wanted = [
+        (Way::Commit, "committed".to_owned(), true),
+        (Way::Prepared, "committed".to_owned(), true),
+        (Way::Alone, "answer lost".to_owned(), true),
+        (Way::Simple, "08007".to_owned(), true),
+    ];
+    assert_eq!(fates(true).await, wanted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_died_with_its_writer_is_told_to_be_run_again() {
+    let wanted = [
+        (Way::Commit, "rolled back".to_owned(), false),
+        (Way::Prepared, "rolled back".to_owned(), false),
+        (Way::Alone, "rolled back".to_owned(), false),
+        (Way::Simple, "08007".to_owned(), false),
+    ];
+    assert_eq!(fates(false).await, wanted);
+}
