@@ -18,6 +18,8 @@ class Case:
     mode: str = "simple"
     goals: tuple = ()
     unit: str = "tps"
+    # What the client's session is started with.
+    options: str = ""
 
     @property
     def prepared(self):
@@ -34,6 +36,9 @@ def _goal(against, least, ours="synapsedb"):
     return ours, against, least
 
 
+# Of pgbench's own scripts, by weight.
+MIXED = "select-only@9 simple-update@1"
+
 CASES = [
     Case("tpcb-8", "TPC-B-like, 8 clients", "tpcb-like", 8, goals=(_goal("bare", 0.25), _goal("physical", 0.8))),
     Case("tpcb-32", "TPC-B-like, 32 clients", "tpcb-like", 32),
@@ -48,6 +53,10 @@ CASES = [
         goals=(_goal("pgbouncer", 1.0, ours="synapsedb_writer"),),
     ),
     Case("select-8-prepared", "select only, 8 clients, prepared", "select-only", 8, mode="prepared"),
+    Case("mixed-8", "90 % reads, 10 % writes, 8 clients", MIXED, 8),
+    # What it costs that a strict read waits until the writer shows what the follower showed.
+    Case("mixed-8-session", "the same, session consistency", MIXED, 8, options="-c synapsedb.read_consistency=session"),
+    Case("mixed-8-eventual", "the same, eventual consistency", MIXED, 8, options="-c synapsedb.read_consistency=eventual"),
     Case("copy", "COPY", goals=(_goal("bare", 0.3),), unit="rows/s"),
 ]
 
@@ -73,10 +82,12 @@ def run(case, system, seconds, rows):
 
 def _pgbench(case, system, seconds):
     place = system.place
-    command = [place.program("pgbench"), "-n", "-b", case.script, "-M", case.mode, "-T", seconds]
+    command = [place.program("pgbench"), "-n", "-M", case.mode, "-T", seconds]
+    for script in case.script.split():
+        command += ["-b", script]
     command += ["-c", case.clients, "-j", min(case.clients, 2)]
     command += ["-h", "127.0.0.1", "-p", system.port, "-U", places.USER, places.DATABASE]
-    said = processes.run(command, timeout=seconds + 60, environment=place.environment())
+    said = processes.run(command, timeout=seconds + 60, environment={**place.environment(), "PGOPTIONS": case.options})
     failed = re.search(r"number of failed transactions: (\d+)", said)
     if failed and int(failed[1]) > 0:
         raise processes.Failed(f"pgbench: {failed[1]} transactions failed")

@@ -20,12 +20,20 @@ class Report:
         self.systems = systems
         self.cases = cases
         self.rates = {case.key: {system.key: [] for system in systems} for case in cases}
+        self.by_node = {}
         self.why_not = {}
         self.failures = []
         self._notes = []
 
     def add(self, case, system, rate):
         self.rates[case.key][system.key].append(rate)
+
+    def read(self, case, system, before, after, seconds):
+        """How many reads each node has answered before and after a run."""
+        for node, count in after.items():
+            if count > before.get(node, 0) + seconds:
+                rates = self.by_node.setdefault((case.label, system.label), {})
+                rates.setdefault(node, []).append((count - before.get(node, 0)) / seconds)
 
     def cannot(self, case, system, why):
         """Remembers why a figure is missing."""
@@ -84,6 +92,11 @@ class Report:
                     if ours == "synapsedb" or self.rates[case.key].get(ours):
                         rows.append([case.label + way, *(self._cell(case, key, ours) for key in others)])
             text += ["", "Ratios (medians of the rounds' ratios), with the goal where there is one:", "", *_markdown(rows)]
+        if self.by_node:
+            text += ["", "Reads per second by node:", ""]
+            for (case, system), nodes in self.by_node.items():
+                rates = ", ".join(f"{node} {statistics.median(found):,.0f}" for node, found in nodes.items())
+                text.append(f"- {system}, {case}: {rates}")
         notes = self.notes
         if notes:
             text += ["", *(f"- {note}" for note in notes)]
@@ -98,7 +111,7 @@ class Report:
             return f"{ratio:.2f}"
         return f"{ratio:.2f} (goal {goal:.2f}: {'reached' if ratio >= goal else 'not reached'})"
 
-    def write(self, path, machine, settings):
+    def write(self, path, machine, settings, pauses):
         """The same as JSON, with every single rate."""
         path.parent.mkdir(parents=True, exist_ok=True)
         cases = {}
@@ -126,7 +139,9 @@ class Report:
             }
             for case, ours, key, goal, ratio in self.goals()
         ]
-        report = {"machine": machine, "settings": settings, "cases": cases, "goals": goals, "notes": self.notes}
+        by_node = [{"case": case, "system": system, "rates": rates} for (case, system), rates in self.by_node.items()]
+        report = {"machine": machine, "settings": settings, "cases": cases, "goals": goals, "reads_by_node": by_node}
+        report |= {"pauses_ms": pauses, "notes": self.notes}
         path.write_text(json.dumps(report, indent=2) + "\n")
 
 

@@ -15,6 +15,7 @@ import time
 sys.dont_write_bytecode = True
 
 import cases as all_cases
+import pauses
 import place as places
 import processes
 import report as reports
@@ -49,14 +50,14 @@ def say(text):
 
 def chosen_cases(keys):
     known = {case.key: case for case in all_cases.CASES}
-    unknown = [key for key in keys if key not in known]
+    unknown = [key for key in keys if key not in known and key != "pauses"]
     if unknown:
-        raise processes.Failed(f"--case: {', '.join(unknown)}? There are {', '.join(known)}")
+        raise processes.Failed(f"--case: {', '.join(unknown)}? There are {', '.join(known)}, pauses")
     return [case for case in all_cases.CASES if not keys or case.key in keys]
 
 
 def start(place, systems, scale):
-    """Starts all systems; those that can't be had are said and left out."""
+    """Starts all systems; those that can't be had are said and left out. Gives those that run, and what they began with."""
     began = time.monotonic()
     say(f"Making pgbench's tables, scale {scale} ...")
     template = servers.template(place, scale)
@@ -75,7 +76,7 @@ def start(place, systems, scale):
             left_out.append(system)
             system.stop()
     say(f"All started after {time.monotonic() - began:.0f} s.")
-    return running
+    return running, template
 
 
 def measure(given, systems, cases, rows, report):
@@ -92,8 +93,10 @@ def measure(given, systems, cases, rows, report):
                     continue
                 try:
                     system.prepare()
+                    before, began = system.reads(), time.monotonic()
                     rate = all_cases.run(case, system, given.seconds, rows)
                     report.add(case, system, rate)
+                    report.read(case, system, before, system.reads(), time.monotonic() - began)
                     line.append(f"{system.key} {rate:,.0f}")
                     behind = system.settle()
                     if behind > 2:
@@ -122,6 +125,16 @@ def compare(systems, report):
     return equal
 
 
+def pause(given, place, running, template):
+    """How long writes pause, on servers of its own while all others are stopped. A short round has no time for it."""
+    wanted = "pauses" in given.case or not given.case and not given.quick
+    if not wanted or "synapsedb" not in (system.key for system in running):
+        return {}
+    for system in reversed(running):
+        system.stop()
+    return pauses.measure(place, template, given.rounds, say)
+
+
 def bench(given):
     """The exit code."""
     cases = chosen_cases(given.case)
@@ -136,7 +149,7 @@ def bench(given):
         load = os.getloadavg()[0]
         if load > os.cpu_count():
             say(f"This machine is busy (load {load:.1f}): the figures will be worth little.")
-        running = start(place, systems, given.scale)
+        running, template = start(place, systems, given.scale)
         rows = (all_cases.make_rows(place, given.rows), given.rows)
         report = reports.Report(running, cases)
         for system in systems:
@@ -145,6 +158,7 @@ def bench(given):
         try:
             measure(given, running, cases, rows, report)
             equal = compare(running, report)
+            faults = pause(given, place, running, template)
         except KeyboardInterrupt:
             say("\nStopped early; so far:")
             say(report.table())
@@ -153,7 +167,9 @@ def bench(given):
         settings = {"seconds": given.seconds, "rounds": given.rounds, "scale": given.scale, "rows": given.rows}
         say(", ".join(f"{name} {value}" for name, value in settings.items()) + "\n")
         say(report.table())
-        report.write(given.json, machine, settings)
+        if faults:
+            say("\n" + pauses.table(faults))
+        report.write(given.json, machine, settings, faults)
         say(f"\nEvery figure is in {given.json}.")
         if not equal:
             say("ERROR: SynapseDB's copies differ.")

@@ -53,7 +53,11 @@ class System:
 
     def cannot(self, case):
         """Why a case can't be run on this system, or None."""
-        return None
+        return "it has no such setting" if case.options else None
+
+    def reads(self):
+        """How many reads each node has answered so far, where that is told."""
+        return {}
 
     def stop(self):
         if self.process is not None:
@@ -157,6 +161,8 @@ class Bouncer(System):
 
 def bouncer_cannot(case, version):
     """Why PgBouncer can't run a case, or None."""
+    if case.options:
+        return "it has no such setting"
     if case.prepared and version < (1, 21):
         return "PgBouncer {}.{} has no prepared statements in transaction pooling".format(*version)
     return None
@@ -175,10 +181,13 @@ class Synapsedb(System):
 
     def start(self, template):
         self._servers(template, 3, {"wal_level": "logical"})
-        self.folder = self.place.folder / "synapsedb-front"
+        self.folder = self.place.folder / f"{self.key}-front"
         self.folder.mkdir(mode=0o700)
         self.port, self.only_reads, self.http = (self.place.port() for _ in range(3))
         self.front("all")
+
+    def cannot(self, case):
+        return None
 
     def prepare(self):
         self.front("all")
@@ -241,6 +250,13 @@ class Synapsedb(System):
         )
         return time.monotonic() - began
 
+    def reads(self):
+        """How many reads each node has answered so far."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/metrics", timeout=5) as answer:
+            text = answer.read().decode()
+        found = re.findall(r'^synapsedb_reads_total{node="([^"]+)"} (\d+)', text, re.MULTILINE)
+        return {node: int(count) for node, count in found}
+
     def status(self):
         """What /status says, where there is such a page; for the report of a failure."""
         try:
@@ -271,7 +287,7 @@ class SynapsedbAtWriter(System):
         return self.same.settle()
 
     def cannot(self, case):
-        return None if case.reads_only else "all but reads is as with reads from all nodes"
+        return None if case.reads_only else "all but single reads is as with reads from all nodes"
 
 
 class Physical(System):

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::commits::Commits;
 use super::guests::Guest;
+use super::jumps::Jump;
 use super::reads::Reads;
 use super::reigns::Cluster;
 use super::service::{Answer, Order, Outcome, OwnNames, Service};
@@ -81,6 +82,10 @@ impl Service for Asked {
 
     fn commits(&self) -> Option<&Arc<Commits>> {
         Some(self.cluster.commits())
+    }
+
+    fn jump(&self) -> Option<Jump> {
+        Some(self.cluster.jumps().begin())
     }
 
     fn replicates(&self, database: &str) -> bool {

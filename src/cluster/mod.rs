@@ -11,6 +11,7 @@ pub mod elsewhere;
 pub mod follower;
 pub mod guests;
 pub mod handover;
+pub mod jumps;
 pub mod keeper;
 pub mod loads;
 pub mod meeting;

@@ -20,6 +20,7 @@ use super::commits::{Commits, Former};
 use super::follower::Arming;
 use super::guests::Guests;
 use super::handover::HandoverError;
+use super::jumps::Jumps;
 use super::keeper::Keeper;
 use super::office::{State, Told};
 use super::probes::Standing;
@@ -86,6 +87,7 @@ impl Cluster {
             catalogs: Arc::new(Catalogs::default()),
             reads: Arc::new(Reads::new(&config)),
             commits: Arc::default(),
+            jumps: Arc::default(),
             guests: Arc::new(Guests::default()),
             arming: Arc::new(arming),
             office: served.office,
@@ -123,6 +125,11 @@ impl Cluster {
     /// What became of commits whose answers were lost.
     pub fn commits(&self) -> &Arc<Commits> {
         &self.common.commits
+    }
+
+    /// Whether somebody may be moving a sequence.
+    pub fn jumps(&self) -> &Arc<Jumps> {
+        &self.common.jumps
     }
 
     /// What the databases' names stand for.

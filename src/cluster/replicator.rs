@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use super::catalogs::Catalogs;
 use super::commits::Commits;
 use super::follower::{Follower, FollowerTask};
+use super::jumps::Jumps;
 use super::reads::Reads;
 use super::sight::Sight;
 use super::steward::Common;
@@ -75,6 +76,8 @@ pub(super) struct State {
     held: Option<Failure>,
     /// What followers' sequences allow to be confirmed.
     pub(super) sequences: Sequences,
+    /// What had been moved when they were read last.
+    pub(super) jumps_read: Option<u64>,
 }
 
 /// See the module. Shared by all its tasks.
@@ -90,8 +93,10 @@ pub struct Replicator {
     unit_bytes: Counter,
     /// Told when a node is fenced, which must be recorded.
     fencing: Notify,
-    /// Told when the writer's sequences are to be read.
+    pub(super) jumps: Arc<Jumps>,
+    /// Told when the writer's sequences are to be read, and when they are unless a unit comes soon.
     pub(super) reading: Notify,
+    pub(super) tail: Notify,
     tasks: TaskTracker,
     /// On which all of it runs, whoever asks for more.
     runtime: Handle,
@@ -156,8 +161,11 @@ impl Replicator {
                 next_stream: 0,
                 held: None,
                 sequences: Sequences::default(),
+                jumps_read: None,
             }),
+            jumps: Arc::clone(&common.jumps),
             reading: Notify::new(),
+            tail: Notify::new(),
             reports: watch::Sender::new(Report::default()),
             releasing: watch::Sender::new(None),
             catalogs: Arc::clone(&common.catalogs),
@@ -331,9 +339,6 @@ impl Replicator {
 
     pub(super) fn decoded_up_to(&self, id: StreamId, lsn: Lsn) {
         let mut state = self.lock();
-        if state.confirmer.is_blank(id, lsn) {
-            state.sequences.blank(lsn);
-        }
         state.confirmer.decoded_up_to(id, lsn);
         if let Some(entry) = state.streams.get(&id) {
             entry.sight.decoded_up_to(lsn);

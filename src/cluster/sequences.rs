@@ -22,23 +22,55 @@ use crate::node::sequences::{self, Sequence};
 const BYTES: u64 = 1 << 20;
 /// After a reading that failed, or that found too few followers.
 const AGAIN: Duration = Duration::from_millis(20);
+/// How long a unit is waited for that confirms what holds none.
+const SOON: Duration = Duration::from_millis(2);
+/// What was moved straight on the writer is read so often, while its log grows.
+const EVERY: Duration = Duration::from_secs(1);
 /// For one reading with all that belongs to it.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// To which value each sequence has been raised, by database and name.
-type Raised = BTreeMap<(String, String), i64>;
+/// What followers' sequences have been raised to.
+#[derive(Default)]
+struct Raised {
+    /// To which value, by database and name.
+    values: BTreeMap<(String, String), i64>,
+    /// Those that can't be read on the writer, by database.
+    held: BTreeMap<String, Held>,
+}
+
+/// Sequences that a command holds.
+struct Held {
+    names: Vec<String>,
+    /// The newest command that a majority had when they were raised.
+    jump: Option<Lsn>,
+    /// Up to where in the log that suffices.
+    until: Lsn,
+}
+
+/// What a reading says.
+struct Reading {
+    /// Where the log ended before.
+    end: Lsn,
+    blocks: Vec<Block>,
+    /// All sequences could be read.
+    whole: bool,
+}
 
 impl Steward {
     /// Reads and raises whenever what is to be confirmed wants it.
     pub(super) async fn mind_sequences(&self) {
-        let mut raised = Raised::new();
+        let mut raised = Raised::default();
         let work = async {
             loop {
                 self.replicator.reading_wanted().await;
+                let mark = self.replicator.jumps.mark();
                 let reading =
                     tokio::time::timeout(PATIENCE, self.read_sequences(&mut raised)).await;
                 match reading.unwrap_or(Err(ControlError::Timeout)) {
-                    Ok(Some((end, blocks))) => self.replicator.sequences_raised(end, blocks),
+                    Ok(Some(Reading { end, blocks, whole })) => {
+                        let mark = mark.filter(|_| whole);
+                        self.replicator.sequences_raised(end, blocks, mark);
+                    }
                     Ok(None) => self.read_again().await,
                     Err(error) => {
                         tracing::debug!(%error, "sequences could not be read or raised");
@@ -56,17 +88,19 @@ impl Steward {
     }
 
     /// Where the log ended before, and what is covered from there; none where too few followers could be raised.
-    async fn read_sequences(
-        &self,
-        raised: &mut Raised,
-    ) -> Result<Option<(Lsn, Vec<Block>)>, ControlError> {
+    async fn read_sequences(&self, raised: &mut Raised) -> Result<Option<Reading>, ControlError> {
         let admin = &self.control.database;
         let client = self
             .keeper
             .client(&self.control, self.writer, admin)
             .await?;
+        let (_, had) = self.replicator.confirmed();
         let end = office::end_of_log(&client).await?;
-        let mut blocks = Vec::new();
+        let mut reading = Reading {
+            end,
+            blocks: Vec::new(),
+            whole: true,
+        };
         for (_, database) in self.replicator.streams() {
             let client = self
                 .keeper
@@ -74,20 +108,86 @@ impl Steward {
                 .await?;
             let found = sequences::read(&client).await?;
             drop(client);
-            if found.is_empty() && database != *admin {
-                self.keeper.leave(&database);
+            if found.read.is_empty() && found.held.is_empty() {
+                if database != *admin {
+                    self.keeper.leave(&database);
+                }
                 continue;
             }
-            if !self.raise(&database, &found, raised).await? {
+            if !self.raise(&database, &found.read, raised).await? {
                 return Ok(None);
             }
             let block = |one: &Sequence| {
-                let value = raised.get(&(database.clone(), one.name.clone()))?;
+                let value = raised.values.get(&(database.clone(), one.name.clone()))?;
                 Some(one.block(*value))
             };
-            blocks.extend(found.iter().filter_map(block));
+            reading.blocks.extend(found.read.iter().filter_map(block));
+            if !found.held.is_empty() {
+                reading.whole = false;
+                // What a command did that came later is not known.
+                reading.end = end.min(had);
+                let Some(block) = self
+                    .raise_held(&database, found.held, (had, end), raised)
+                    .await?
+                else {
+                    return Ok(None);
+                };
+                reading.blocks.push(block);
+            }
         }
-        Ok(Some((end, blocks)))
+        Ok(Some(reading))
+    }
+
+    /// Raises followers' sequences that can't be read on the writer, whose log ends at `end`, from where followers stand
+    /// that have all up to `had`. Once is enough until another command has come there, or half of that is used up.
+    async fn raise_held(
+        &self,
+        database: &str,
+        held: Vec<String>,
+        (had, end): (Lsn, Lsn),
+        raised: &mut Raised,
+    ) -> Result<Option<Block>, ControlError> {
+        let (read, jump) = self.replicator.last_read(had);
+        let block = |bytes: u64| Block::for_bytes(bytes, 1);
+        for name in &held {
+            // Where it stands is read once it can be.
+            raised.values.remove(&(database.to_owned(), name.clone()));
+        }
+        if let Some(known) = raised.held.get(database)
+            && known.names == held
+            && known.jump == jump
+            && known.until.0 > end.0 + BYTES / 2
+        {
+            return Ok(Some(block(known.until.0 - end.0)));
+        }
+        let bytes = BYTES + end.0.saturating_sub(read.0);
+        let (mut followers, mut least) = (0, bytes);
+        for node in self.raisable() {
+            if self.replicator.place(node) < had {
+                continue;
+            }
+            let client = self.keeper.client(&self.control, node, database).await?;
+            match sequences::raise_for(&client, &held, bytes).await {
+                Ok(found) => {
+                    followers += 1;
+                    least = least.min(found);
+                }
+                Err(error) => {
+                    tracing::debug!(node = node.0, database, %error, "held sequences could not be raised there");
+                }
+            }
+        }
+        if followers < self.config.nodes.len() / 2 {
+            return Ok(None);
+        }
+        // What had been used up by now is not known.
+        let left = least.saturating_sub(bytes - BYTES);
+        let until = Lsn(end.0 + left);
+        let names = held;
+        raised
+            .held
+            .insert(database.to_owned(), Held { names, jump, until });
+        Ok(Some(block(left)))
     }
 
     /// Raises those that have used up half of what they had. False: on too few followers.
@@ -101,7 +201,7 @@ impl Steward {
         for one in found.iter().filter(|one| !one.cycles) {
             let full = Block::for_bytes(BYTES, one.cache).ahead;
             let (value, steps) = one.ahead(full.saturating_add(32 + one.cache));
-            let known = raised.get(&(database.to_owned(), one.name.clone()));
+            let known = raised.values.get(&(database.to_owned(), one.name.clone()));
             let left = known.map_or(0, |known| one.block(*known).ahead);
             if known.is_none() || left < steps / 2 {
                 wanted.push((one.name.clone(), value));
@@ -125,7 +225,7 @@ impl Steward {
             return Ok(false);
         }
         for (name, value) in wanted {
-            raised.insert((database.to_owned(), name), value);
+            raised.values.insert((database.to_owned(), name), value);
         }
         Ok(true)
     }
@@ -152,6 +252,8 @@ impl Replicator {
     /// What may be reported, as far as followers' sequences allow it.
     pub(super) fn covered(&self, state: &mut State) -> Report {
         let report = state.confirmer.report();
+        let suspect = !self.jumps.is_read(state.jumps_read);
+        state.sequences.suspect(suspect);
         let sequences = &state.sequences;
         let write = sequences.confirmable(report.write, report.unit);
         if write == report.write {
@@ -160,7 +262,11 @@ impl Replicator {
             }
             return report;
         }
-        self.reading.notify_one();
+        if sequences.is_in_the_way(report.unit) {
+            self.reading.notify_one();
+        } else {
+            self.tail.notify_one();
+        }
         let told = *self.reports.borrow();
         Report {
             write: write.max(told.write),
@@ -173,7 +279,30 @@ impl Replicator {
 
     /// Waits until the writer's sequences are to be read. Dropping it loses no wish.
     pub(super) async fn reading_wanted(&self) {
-        self.reading.notified().await;
+        loop {
+            tokio::select! {
+                () = self.reading.notified() => return,
+                () = self.tail.notified() => {
+                    let (_, wanted) = self.confirmed();
+                    tokio::time::sleep(SOON).await;
+                    // Mostly another unit has come, and does as well.
+                    if self.confirmed().0 < wanted {
+                        return;
+                    }
+                }
+                () = tokio::time::sleep(EVERY) => if self.has_more() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Up to where sequences allow to confirm, and up to where the followers do.
+    fn confirmed(&self) -> (Lsn, Lsn) {
+        let mut state = self.lock();
+        let report = state.confirmer.report();
+        let allowed = state.sequences.confirmable(report.write, report.unit);
+        (allowed, report.write)
     }
 
     /// They are to be read.
@@ -181,9 +310,23 @@ impl Replicator {
         self.reading.notify_one();
     }
 
-    /// The writer's log ended at `end`, then its sequences were read and followers raised.
-    pub(super) fn sequences_raised(&self, end: Lsn, blocks: Vec<Block>) {
+    /// Where the log ended when sequences were last read, and the newest place from there to `had` at which one may
+    /// have jumped.
+    fn last_read(&self, had: Lsn) -> (Lsn, Option<Lsn>) {
+        let state = self.lock();
+        (state.sequences.read(), state.sequences.newest_jump(had))
+    }
+
+    /// Whether anything was confirmed since the last reading.
+    fn has_more(&self) -> bool {
+        let (written, _) = self.confirmed();
+        !self.lock().sequences.has_read(written)
+    }
+
+    /// The writer's log ended at `end`, then its sequences were read and followers raised; `mark` was taken before.
+    pub(super) fn sequences_raised(&self, end: Lsn, blocks: Vec<Block>, mark: Option<u64>) {
         let mut state = self.lock();
+        state.jumps_read = mark;
         state.sequences.raised(end, blocks);
         self.announce(&mut state);
     }
@@ -209,7 +352,8 @@ impl BringUp<'_> {
                     continue;
                 };
                 let found = sequences::read(&client).await;
-                for one in found.map_err(self.failed(node.node, doing))? {
+                // Nobody is at work there.
+                for one in found.map_err(self.failed(node.node, doing))?.read {
                     let known = greatest
                         .entry(one.name.clone())
                         .or_insert_with(|| one.clone());
@@ -238,7 +382,7 @@ pub(super) async fn copy_all(steward: &Steward) -> Result<(), ControlError> {
         let keeper = &steward.keeper;
         let control = &steward.control;
         let client = keeper.client(control, steward.writer, &database).await?;
-        let found = sequences::read(&client).await?;
+        let found = sequences::read(&client).await?.read;
         for node in steward.raisable() {
             let client = keeper.client(control, node, &database).await?;
             sequences::copy(&client, &found).await?;

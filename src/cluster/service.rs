@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::commits::Commits;
 use super::guests::Guest;
+use super::jumps::Jump;
 use super::reads::Reads;
 use crate::error::ClientError;
 use crate::ids::NodeId;
@@ -76,6 +77,10 @@ pub trait Service: Send + Sync {
     /// What became of commits whose answers were lost; none where there is but one node.
     fn commits(&self) -> Option<&Arc<Commits>>;
 
+    /// From here until what is returned is dropped, the writer's sequences may be moved; none where that is nobody's
+    /// affair.
+    fn jump(&self) -> Option<Jump>;
+
     /// Whether the database is replicated; a template is not.
     fn replicates(&self, database: &str) -> bool;
 
@@ -129,6 +134,10 @@ impl Service for Alone {
     }
 
     fn commits(&self) -> Option<&Arc<Commits>> {
+        None
+    }
+
+    fn jump(&self) -> Option<Jump> {
         None
     }
 

@@ -19,6 +19,7 @@ use super::catalogs::Catalogs;
 use super::commits::{Commits, Former};
 use super::follower::{Arming, Follower};
 use super::guests::Guests;
+use super::jumps::Jumps;
 use super::keeper::Keeper;
 use super::meeting::Meeting;
 use super::metadata;
@@ -81,6 +82,7 @@ pub struct Common {
     pub(super) catalogs: Arc<Catalogs>,
     pub(super) reads: Arc<Reads>,
     pub(super) commits: Arc<Commits>,
+    pub(super) jumps: Arc<Jumps>,
     pub(super) guests: Arc<Guests>,
     pub(super) arming: Arc<Arming>,
     pub(super) office: Told,

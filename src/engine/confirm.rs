@@ -210,12 +210,6 @@ impl Confirmer {
         stream.newest = end;
     }
 
-    /// Whether a stream that has come to `lsn` tells of a place that no unit is known to end at.
-    pub fn is_blank(&self, id: StreamId, lsn: Lsn) -> bool {
-        let further = self.streams.get(&id).is_some_and(|one| lsn > one.decoded);
-        further && self.streams.values().all(|one| one.newest != lsn)
-    }
-
     /// Everything before `lsn` has been decoded, whether it held units or not (keepalive, stream progress).
     pub fn decoded_up_to(&mut self, id: StreamId, lsn: Lsn) {
         if let Some(stream) = self.streams.get_mut(&id) {

@@ -5,8 +5,9 @@
 //! logs a record of at least 100 bytes for each 32 + CACHE values that it hands out, so a stretch of W bytes of the
 //! writer's log can hold at most (32 + CACHE) x W / 100 values of it.
 //!
-//! What jumps (`setval`, RESTART, a sequence that is new or altered) is not bounded by that: behind it, and up to a
-//! place that holds no unit, only a reading that was made later counts. It reads no sequence itself.
+//! What jumps is not bounded by that. DDL (RESTART, a sequence that is new or altered) is seen in the stream: behind it
+//! only a reading that was made later counts. `setval` is not: while somebody may be at it, only what has been read
+//! counts. A place that holds no unit (a bare `nextval`) is confirmed by a reading as well. It reads no sequence itself.
 
 use std::collections::VecDeque;
 
@@ -52,6 +53,8 @@ pub struct Sequences {
     covered: Lsn,
     /// Places behind the reading at which a sequence may have jumped, in order.
     jumps: VecDeque<Lsn>,
+    /// Somebody may be moving a sequence, or may have since the last reading began.
+    suspect: bool,
     /// There were none at all when they were read, and none has been made since.
     none: bool,
 }
@@ -90,11 +93,14 @@ impl Sequences {
         }
     }
 
-    /// The log goes up to `place` and holds no unit there: a sequence may have jumped, if there is one.
-    pub fn blank(&mut self, place: Lsn) {
-        if !self.none {
-            self.jumped(place);
-        }
+    /// Whether somebody may be moving a sequence, or may have since the last reading began.
+    pub fn suspect(&mut self, suspect: bool) {
+        self.suspect = suspect;
+    }
+
+    /// Whether only a reading allows more, whatever is decoded: else another unit may do.
+    pub fn is_in_the_way(&self, unit: Lsn) -> bool {
+        !self.none && unit > self.limit()
     }
 
     /// The greatest place up to `wanted` that may be confirmed, where `unit` is the end of the last unit up to there.
@@ -109,6 +115,7 @@ impl Sequences {
     /// Up to where units may be confirmed.
     pub fn limit(&self) -> Lsn {
         match self.jumps.front() {
+            _ if self.suspect => self.read,
             // Before the jump the block counts, behind it only another reading.
             Some(jump) => self
                 .covered
@@ -122,6 +129,22 @@ impl Sequences {
     /// was logged there may be a jump.
     pub fn may_confirm(&self, place: Lsn, holds_unit: bool) -> bool {
         place <= self.read || holds_unit && place <= self.limit()
+    }
+
+    /// The end of the writer's log just before they were last read.
+    pub fn read(&self) -> Lsn {
+        self.read
+    }
+
+    /// The newest place behind that, and no further than `had`, at which one may have jumped.
+    pub fn newest_jump(&self, had: Lsn) -> Option<Lsn> {
+        let mut newest_first = self.jumps.iter().rev();
+        newest_first.find(|jump| **jump <= had).copied()
+    }
+
+    /// Whether a place lies before the last reading.
+    pub fn has_read(&self, place: Lsn) -> bool {
+        place <= self.read
     }
 
     /// Whether half of what the last reading allowed is used up.

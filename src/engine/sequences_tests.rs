@@ -87,10 +87,12 @@ fn what_may_be_confirmed_ends_at_what_was_read_or_at_a_unit_that_is_covered() {
         Lsn(1400),
         "no unit ends there"
     );
-    sequences.blank(Lsn(1300));
-    assert_eq!(sequences.confirmable(Lsn(1500), Lsn(1500)), Lsn(1299));
+    sequences.suspect(true);
+    assert_eq!(sequences.confirmable(Lsn(1500), Lsn(1500)), Lsn(1000));
+    assert!(sequences.is_in_the_way(Lsn(1001)) && !sequences.is_in_the_way(Lsn(1000)));
+    sequences.suspect(false);
+    assert!(!sequences.is_in_the_way(Lsn(1500)));
     sequences.raised(Lsn(1300), []);
-    sequences.blank(Lsn(1400));
     assert_eq!(
         sequences.confirmable(Lsn(9000), Lsn(8000)),
         Lsn(9000),
@@ -120,6 +122,7 @@ fn schedule(seed: u64) {
     for _ in 0..400 {
         match chance.below(20) {
             0 => {
+                sequences.suspect(false);
                 // What a crash of the writer would go on from is read: all that was logged.
                 let ahead = 1 + chance.below(2000);
                 follower = follower.max(logged + ahead);
@@ -133,7 +136,12 @@ fn schedule(seed: u64) {
                 last += chance.below(100_000);
                 logged = last;
                 end.0 += 100 + chance.below(50);
-                sequences.jumped(end);
+                if chance.below(2) == 0 {
+                    sequences.jumped(end);
+                } else {
+                    // Told before it is done.
+                    sequences.suspect(true);
+                }
                 commits.push((end, last, chance.below(2) == 0));
             }
             _ => {

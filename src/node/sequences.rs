@@ -3,7 +3,7 @@
 //! Each function is one question or one idempotent act on the client's database. It decides nothing; `engine::sequences`
 //! does, and says why (REPLICATION rule 24).
 
-use tokio_postgres::Client;
+use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 
 use super::control::ControlError;
 use crate::engine::sequences::Block;
@@ -64,37 +64,90 @@ impl Sequence {
     }
 }
 
-/// Every sequence of the client's database that is there for more than one session. The proxy's own are each node's.
-pub async fn read(client: &Client) -> Result<Vec<Sequence>, ControlError> {
-    let sql = "select format('%I.%I', n.nspname, c.relname), pg_sequence_last_value(c.oid), s.seqstart, s.seqincrement,
-                      s.seqcache, s.seqmin, s.seqmax, s.seqcycle
-                 from pg_sequence s join pg_class c on c.oid = s.seqrelid join pg_namespace n on n.oid = c.relnamespace
-                where c.relpersistence <> 't'
-                  and not (n.nspname = 'synapsedb' and c.relname in ('asleep', 'pending_indexes_id_seq'))";
-    let rows = client.query(sql, &[]).await?;
-    let sequence = |row: &tokio_postgres::Row| {
-        let (last, start, increment): (Option<i64>, i64, i64) =
-            (row.get(1), row.get(2), row.get(3));
-        let (min, max): (i64, i64) = (row.get(5), row.get(6));
-        let called = last.is_some();
-        let last = last.unwrap_or_else(|| start.saturating_sub(increment));
-        let room = if increment > 0 {
-            i128::from(max) - i128::from(last)
-        } else {
-            i128::from(last) - i128::from(min)
+/// Sequences that are there for more than one session, with what a command holds or wants to hold so that nobody else may
+/// even look at it. The proxy's own are each node's.
+const READ: &str = "set local lock_timeout = '20ms';
+    with held as materialized (
+      select relation from pg_locks
+       where locktype = 'relation' and database = (select oid from pg_database where datname = current_database())
+         and mode in ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'))
+    select format('%I.%I', n.nspname, c.relname), c.oid in (select relation from held),
+           case when c.oid in (select relation from held) then null else pg_sequence_last_value(c.oid) end,
+           s.seqstart, s.seqincrement, s.seqcache, s.seqmin, s.seqmax, s.seqcycle
+      from pg_sequence s join pg_class c on c.oid = s.seqrelid join pg_namespace n on n.oid = c.relnamespace
+     where c.relpersistence <> 't'
+       and not (n.nspname = 'synapsedb' and c.relname in ('asleep', 'pending_indexes_id_seq'))";
+
+/// What there is of a database's sequences.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Those that could be read.
+    pub read: Vec<Sequence>,
+    /// Names of those of which that can't be: a command holds them, or waits for them, and has not ended.
+    pub held: Vec<String>,
+}
+
+/// Every sequence of the client's database. Waits for no command that holds one, for it may wait for what becomes of this
+/// reading.
+pub async fn read(client: &Client) -> Result<Found, ControlError> {
+    let answers = client.simple_query(READ).await?;
+    let mut found = Found::default();
+    for answer in &answers {
+        let SimpleQueryMessage::Row(row) = answer else {
+            continue;
         };
-        let steps = room / i128::from(increment).abs().max(1);
-        Sequence {
-            name: row.get(0),
-            last,
-            called,
-            increment,
-            cache: u64::try_from(row.get::<_, i64>(4)).unwrap_or(1),
-            left: u64::try_from(steps).unwrap_or_default(),
-            cycles: row.get(7),
+        if row.get(1) == Some("t") {
+            found.held.extend(row.get(0).map(str::to_owned));
+        } else {
+            let sequence = sequence(row).ok_or(ControlError::Answer("a sequence"))?;
+            found.read.push(sequence);
         }
+    }
+    Ok(found)
+}
+
+fn sequence(row: &SimpleQueryRow) -> Option<Sequence> {
+    let number = |at: usize| row.get(at)?.parse::<i64>().ok();
+    let (last, start, increment) = (number(2), number(3)?, number(4)?);
+    let (min, max) = (number(6)?, number(7)?);
+    let called = last.is_some();
+    let last = last.unwrap_or_else(|| start.saturating_sub(increment));
+    let room = if increment > 0 {
+        i128::from(max) - i128::from(last)
+    } else {
+        i128::from(last) - i128::from(min)
     };
-    Ok(rows.iter().map(sequence).collect())
+    let steps = room / i128::from(increment).abs().max(1);
+    Some(Sequence {
+        name: row.get(0)?.to_owned(),
+        last,
+        called,
+        increment,
+        cache: u64::try_from(number(5)?).unwrap_or(1),
+        left: u64::try_from(steps).unwrap_or_default(),
+        cycles: row.get(8) == Some("t"),
+    })
+}
+
+/// Raises sequences from where they stand on this node, so that a stretch of so many bytes of the writer's log can't use
+/// all of it up; never by more than a part of what is left. Gives for how many bytes that is, the least of all; those
+/// that are not there don't count.
+pub async fn raise_for(client: &Client, names: &[String], bytes: u64) -> Result<u64, ControlError> {
+    let sql = "with found as (
+                 select r, seqincrement as step, 32 + seqcache as each, last,
+                        trunc(least(ceil($2::int8::numeric * (32 + seqcache) / 100) + 32 + seqcache,
+                                    (case when seqincrement > 0 then seqmax - last else last - seqmin end)
+                                      / abs(seqincrement) / 16)) as steps
+                   from unnest($1::text[]) w(name) cross join lateral (select to_regclass(name)) t(r)
+                   join pg_sequence on seqrelid = r
+                   cross join lateral (
+                     select coalesce(pg_sequence_last_value(r), seqstart - seqincrement)::numeric) v(last)
+                  where not seqcycle)
+               select coalesce(min(case when steps <= each or setval(r, (last + step * steps)::int8) is null then 0
+                                        else trunc((steps - each) * 100 / each) end), $2)::int8 from found";
+    let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+    let row = client.query_one(sql, &[&names, &bytes]).await?;
+    Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or_default())
 }
 
 /// Raises sequences that have not come as far as these values. Gives how many are not there.

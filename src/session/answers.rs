@@ -284,6 +284,9 @@ impl Session {
         self.wrote &= self.status != Status::Idle;
         if self.pipeline.is_empty() {
             self.idle = true;
+            if self.status == Status::Idle {
+                self.jump = None;
+            }
             self.watch_drops = false;
             if let Some(reading) = &mut self.reading {
                 reading.next();

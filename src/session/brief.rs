@@ -136,6 +136,8 @@ pub struct Brief {
     pub nextval: bool,
     /// May draw values of sequences, if only by a column's default.
     pub draws: bool,
+    /// May move a sequence.
+    pub jumps: bool,
     /// Calls `currval` or `lastval`, so the connection is kept.
     pub currval: bool,
     /// Names `client_min_messages`: the server may say nothing of a broken wait.
@@ -206,6 +208,7 @@ impl Brief {
         }
         brief.relaxes = contains(text, b"synchronous_commit");
         brief.locks = contains(text, b"advisory_lock");
+        brief.jumps = brief.taints && catalog.may_jump() || contains(text, b"setval");
         brief.mutes = brief.mutes || contains(text, b"client_min_messages");
         brief.commits = facts
             .single()
@@ -241,6 +244,7 @@ impl Brief {
             probe: true,
             settings: true,
             taints: true,
+            jumps: true,
             mutes: true,
             draws: true,
             read_write: true,
@@ -654,6 +658,8 @@ mod tests {
         assert!(brief("create temp table t (a int)").probe);
         assert!(brief("select pg_advisory_lock(1)").probe);
         assert!(brief("select nextval('s')").nextval);
+        assert!(!brief("select nextval('s')").jumps && !brief("insert into t values (1)").jumps);
+        assert!(brief("select pg_catalog.SetVal('s', 1)").jumps && brief("select f()").jumps);
         assert!(brief("select lastval()").currval);
         assert!(brief("SET Client_Min_Messages = error").mutes);
         assert!(brief("begin read write").read_write);

@@ -140,6 +140,9 @@ impl Session {
             // Idle, in a transaction or with state of its own: closing ends all of it.
             lease.discard();
         } else {
+            if let Some(jump) = self.jump.take() {
+                jump.linger();
+            }
             let cancel = self
                 .shared
                 .cancels

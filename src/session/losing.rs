@@ -329,6 +329,9 @@ impl Session {
         (self.uncertain, self.certain, self.undone) = (false, false, false);
         (self.own_failed, self.watch_drops, self.told_end) = (false, false, false);
         self.bound_risk = Risk::None;
+        if let Some(jump) = self.jump.take() {
+            jump.linger();
+        }
         // What is still to come of a message that was being passed on goes nowhere.
         self.passing_on = false;
     }

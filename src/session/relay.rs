@@ -15,6 +15,7 @@ use bytes::{Bytes, BytesMut};
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::commits::Ticket;
+use crate::cluster::jumps::Jump;
 use crate::cluster::office::{self, Heard, Office};
 use crate::cluster::relaxed::RelaxedWrite;
 use crate::cluster::service::{Alone, Service};
@@ -181,6 +182,8 @@ pub struct Session {
     pub(super) bound_risk: Risk,
     /// The transaction may have written something.
     pub(super) wrote: bool,
+    /// While its transaction may move a sequence.
+    pub(super) jump: Option<Jump>,
     /// The batch that is being sent begins or ends a transaction.
     pub(super) batch_controls: bool,
     /// Where the stream notes which commits it has shown, once there was one to note.
@@ -290,6 +293,7 @@ pub async fn run(client: Client, shared: Arc<Shared>) {
         in_batch: false,
         bound_risk: Risk::None,
         wrote: false,
+        jump: None,
         batch_controls: false,
         ticket: None,
         bound_seal: None,

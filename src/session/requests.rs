@@ -225,6 +225,9 @@ impl Session {
             self.wrote |= !brief.commits;
             self.repeat.spoil();
         }
+        if brief.jumps && self.jump.is_none() && self.reading.is_none() {
+            self.jump = self.shared.relay.service().jump();
+        }
         self.watch_drops |= brief.deallocates_all;
         if let Some(lease) = &mut self.lease {
             lease.carried.drawn |= brief.draws;

@@ -19,7 +19,7 @@ pub const LOAD_QUERY: &str = include_str!("catalog.sql");
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[allow(clippy::struct_excessive_bools)]
 pub struct CatalogRow {
-    /// `function`, `operator`, `type`, `relation` or `implicit`.
+    /// `function`, `operator`, `type`, `foreign_type`, `relation`, `jumps` or `implicit`.
     pub kind: String,
     /// Of a relation.
     pub schema: Option<String>,
@@ -89,6 +89,8 @@ pub struct Catalog {
     implicit: bool,
     /// Code that no text names may read any table.
     implicit_reads: bool,
+    /// Code of users may move a sequence.
+    jumps: bool,
 }
 
 /// Words that stand for OIDs or transaction numbers, which differ from node to node.
@@ -151,6 +153,7 @@ impl Catalog {
                     let known = catalog.tables.remove(&name).unwrap_or_else(Tables::none);
                     catalog.tables.insert(name, known.and(tables_of(&row)));
                 }
+                ("jumps", _) => catalog.jumps |= row.hides,
                 // `implicit`, and what a newer query might say, stands for all.
                 _ => {
                     catalog.implicit |= row.hides || row.kind != "implicit";
@@ -169,6 +172,11 @@ impl Catalog {
     /// Whether nothing is to be taken for harmless.
     pub fn is_doubted(&self) -> bool {
         self.doubted
+    }
+
+    /// Whether unknown code may move a sequence, as `setval` does.
+    pub fn may_jump(&self) -> bool {
+        self.jumps || self.is_blind()
     }
 
     /// Whether no snapshot has been loaded.

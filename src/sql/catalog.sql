@@ -259,6 +259,14 @@ select 'relation', n.nspname, c.relname, c.oid in (select oid from hiding_relati
  where c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
    and n.nspname !~ '^pg_(toast|temp_|toast_temp_)'
 union all
+-- Code that may move a sequence.
+select 'jumps', null, '', exists (
+         select from pg_catalog.pg_proc p
+          where p.oid >= 16384 and p.pronamespace <> coalesce(to_regnamespace('synapsedb')::oid, 0)
+            and (p.prosrc ~* 'setval' or p.prosqlbody::text ~ ':funcid (1576|1765) '))
+         or exists (select from trees where tree ~ ':funcid (1576|1765) '),
+       false, false, false, false, false, false, null
+union all
 select 'implicit', null, '', hides, hides, hides, false, false, false,
        exists (select from pg_catalog.pg_cast where castfunc in (select oid from reader))
          or exists (select from pg_catalog.pg_constraint c

@@ -129,7 +129,7 @@ async fn ten_kills_of_the_proxy_lose_nothing_acknowledged_and_double_nothing() {
             let times = found.get(&format!("{number}|{n}")).copied().unwrap_or(0);
             let (at, right) = match told {
                 Told::Acknowledged => (0, times == 1),
-                Told::Refused => (1, times == 0),
+                Told::Refused | Told::Lost => (1, times == 0),
                 Told::Unknown => (2, times <= 1),
             };
             sums[at] += 1;

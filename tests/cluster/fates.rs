@@ -132,3 +132,70 @@ async fn a_commit_that_died_with_its_writer_is_told_to_be_run_again() {
     ];
     assert_eq!(fates(false).await, wanted);
 }
+
+/// Ways to move a sequence beyond what followers were raised to, and to use a value of it then.
+const MOVES: [(&str, &str); 4] = [
+    (
+        "in_transaction",
+        "begin; select setval('NAME', 5000000); insert into t values (nextval('NAME')); commit",
+    ),
+    (
+        "alone",
+        "select setval('NAME', 5000000); insert into t values (nextval('NAME'))",
+    ),
+    (
+        "in_function",
+        "do $$ begin perform moved('NAME'); end $$; insert into t values (nextval('NAME'))",
+    ),
+    (
+        "by_ddl",
+        "alter sequence NAME restart with 5000000; insert into t values (nextval('NAME'))",
+    ),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sequence_that_was_moved_stays_there_when_its_writer_dies() {
+    let mut cluster = TestCluster::start().await;
+    let client = cluster.client().await;
+    run(
+        &client,
+        "create table t (a bigint); create function moved(s text) returns void language plpgsql as
+         $$ begin perform setval(s::regclass, 5000000); end $$",
+    )
+    .await;
+    for (name, _) in MOVES {
+        run(
+            &client,
+            &format!("create sequence {name}; insert into t values (nextval('{name}'))"),
+        )
+        .await;
+    }
+    run(&client, "create sequence meanwhile; create table gone (id serial); create table emptied (id serial)").await;
+    cluster.assert_nodes_equal().await;
+    let old = some_writer(&cluster).await;
+    // These hold sequences until they are confirmed, and hold nobody up.
+    run(
+        &client,
+        "insert into gone default values; insert into emptied default values",
+    )
+    .await;
+    run(&client, "drop table gone").await;
+    run(&client, "truncate emptied restart identity").await;
+    for (name, sql) in MOVES {
+        run(&client, &sql.replace("NAME", name)).await;
+    }
+    // Somebody else uses it before whoever moves it has committed.
+    let mover = cluster.client().await;
+    run(&mover, "begin; select setval('meanwhile', 5000000)").await;
+    run(&client, "insert into t values (nextval('meanwhile'))").await;
+    tokio::task::block_in_place(|| cluster.server(old).kill9());
+    until_followed(&cluster, old).await;
+    assert_eq!(ask(&client, "select count(*) from emptied").await, "0");
+    for name in MOVES.map(|(name, _)| name).into_iter().chain(["meanwhile"]) {
+        let next: i64 = ask(&client, &format!("select nextval('{name}')"))
+            .await
+            .parse()
+            .expect("a number");
+        assert!(next > 5_000_000, "{name}: {next}");
+    }
+}

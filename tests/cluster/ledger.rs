@@ -37,14 +37,23 @@ pub enum Told {
     Acknowledged,
     /// It is not.
     Refused,
+    /// It was lost with its writer, which may have it still.
+    Lost,
     /// Nothing certain.
     Unknown,
 }
 
 /// What an error says of a statement; `commits`: with it, the transaction could have been committed.
 pub fn told(error: &Error, commits: bool) -> Told {
+    let says = |text| {
+        error
+            .as_db_error()
+            .is_some_and(|db| db.message().starts_with(text))
+    };
     match error.code().map(SqlState::code) {
+        Some("08007") if says("the transaction was committed") => Told::Acknowledged,
         Some("08007" | "08006") => Told::Unknown,
+        Some("40001") if commits => Told::Lost,
         None if commits => Told::Unknown,
         _ => Told::Refused,
     }
@@ -453,6 +462,7 @@ impl Books {
                 let right = match line.told {
                     Told::Acknowledged => times == whole || may_lack && times == nothing,
                     Told::Refused => times == nothing,
+                    Told::Lost => times == nothing || may_lack && times == whole,
                     Told::Unknown => times == whole || times == nothing,
                 };
                 if !right {

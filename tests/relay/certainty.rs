@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use synapsedb::cluster::commits::Commits;
+use synapsedb::cluster::jumps::Jump;
 use synapsedb::cluster::reads::Reads;
 use synapsedb::cluster::service::{Answer, Order, OwnNames, Service};
 use synapsedb::error::ClientError;
@@ -48,6 +49,10 @@ impl Service for Told {
     }
 
     fn commits(&self) -> Option<&Arc<Commits>> {
+        None
+    }
+
+    fn jump(&self) -> Option<Jump> {
         None
     }
 
