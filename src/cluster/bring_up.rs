@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
 
@@ -21,6 +21,8 @@ use crate::node::control::{self, Control, ControlError, ServerFacts, State};
 
 /// For what a node is asked first.
 const REACH: Duration = Duration::from_secs(10);
+/// Between two tries to reach a server that is starting.
+const LOOK: Duration = Duration::from_millis(20);
 /// The same of a node that did not answer a moment ago.
 const ABSENT: Duration = Duration::from_millis(100);
 
@@ -151,6 +153,8 @@ pub struct How {
     pub patience: Duration,
     /// Nodes that did not answer a moment ago: nobody waits long for them.
     pub absent: BTreeSet<NodeId>,
+    /// Who wrote until now: where its processes have crashed, and it is on its way back, it is waited for.
+    pub former: Option<NodeId>,
     /// Who is to be the writer, of those who can.
     pub wanted: Option<NodeId>,
     /// This process's secrets, where there are some.
@@ -237,10 +241,11 @@ impl<'a> BringUp<'a> {
             }
         };
         let arming = self.how.arming.clone().unwrap_or_else(new_arming);
-        for node in &reached {
-            if !self.how.armed.contains(&node.node) {
-                self.install(node, &arming).await?;
-            }
+        let unarmed = |node: &&Reached| !self.how.armed.contains(&node.node);
+        let installs = reached.iter().filter(unarmed);
+        let installs = installs.map(|node| self.install(node, &arming));
+        for installed in futures_util::future::join_all(installs).await {
+            installed?;
         }
         let office = if first {
             self.first_office(&mut reached, state).await?
@@ -251,10 +256,12 @@ impl<'a> BringUp<'a> {
         for (node, why) in office.outcast {
             lost.entry(node).or_insert(why);
         }
-        for node in &reached {
-            if !self.how.armed.contains(&node.node) {
-                self.settle(node).await?;
-            }
+        let settles = reached
+            .iter()
+            .filter(|node| !self.how.armed.contains(&node.node));
+        let settles = settles.map(|node| self.settle(node));
+        for settled in futures_util::future::join_all(settles).await {
+            settled?;
         }
         let version = reached
             .iter()
@@ -282,8 +289,7 @@ impl<'a> BringUp<'a> {
             } else {
                 self.how.patience
             };
-            let answer = tokio::time::timeout(patience, self.reach_one(node)).await;
-            let answer = answer.unwrap_or(Err(ControlError::Timeout));
+            let answer = self.reach_within(node, patience).await;
             if answer.is_err() {
                 self.how.keeper.leave_node(node);
             }
@@ -341,6 +347,22 @@ impl<'a> BringUp<'a> {
             node,
             problem: "it belongs to another cluster".to_owned(),
         })
+    }
+
+    /// A server one of whose backends has crashed ends all of them and recovers, mostly within a moment: the writer is
+    /// waited for then.
+    async fn reach_within(&self, node: NodeId, limit: Duration) -> Result<Reached, ControlError> {
+        let began = Instant::now();
+        loop {
+            let answer = tokio::time::timeout(limit, self.reach_one(node)).await;
+            let answer = answer.unwrap_or(Err(ControlError::Timeout));
+            let recovers = |error: &ControlError| error.sqlstate() == Some("57P03");
+            let again = self.how.former == Some(node) && answer.as_ref().is_err_and(recovers);
+            if !again || began.elapsed() > self.how.patience {
+                return answer;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     async fn reach_one(&self, node: NodeId) -> Result<Reached, ControlError> {

@@ -197,7 +197,7 @@ impl Cluster {
             self.level(steward).await;
         }
         steward.abdicate().await;
-        let prepared = self.bring_up(wanted).await;
+        let prepared = self.bring_up(steward.writer, wanted).await;
         let former = self.former(steward, &prepared).await;
         self.common.catalogs.forget_all();
         let next = Steward::start(&self.common, prepared, Some(&steward.view()), former);
@@ -288,12 +288,13 @@ impl Cluster {
     }
 
     /// Tries until it succeeds.
-    async fn bring_up(&self, mut wanted: Option<NodeId>) -> Prepared {
+    async fn bring_up(&self, former: NodeId, mut wanted: Option<NodeId>) -> Prepared {
         let mut said = String::new();
         loop {
             let how = How {
                 patience: PATIENCE,
                 absent: self.absent(),
+                former: Some(former),
                 wanted,
                 arming: Some(Arming::clone(&self.common.arming)),
                 armed: self.armed().clone(),

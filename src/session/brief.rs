@@ -172,6 +172,8 @@ pub struct Brief {
     pub reads: Option<Tables>,
     /// It has several statements.
     pub several: bool,
+    /// It reads or writes rows, and does nothing else: no COPY, no command.
+    pub plain: bool,
     /// What it does to a read-only transaction that runs on a follower.
     pub inside: Inside,
     /// Of one BEGIN, the modes that it names.
@@ -225,6 +227,8 @@ impl Brief {
             brief.reads = facts.reads(catalog);
         }
         brief.several = facts.statements.len() > 1;
+        let plain = |one: &StatementFacts| matches!(one.kind, Kind::Query | Kind::Write);
+        brief.plain = !facts.statements.is_empty() && facts.statements.iter().all(plain);
         if let Some(one) = facts.single() {
             brief.inside = Inside::of(&one.kind);
             if let Kind::Begin(modes) = one.kind {
@@ -576,6 +580,10 @@ mod tests {
             Risk::Commit
         );
         assert_eq!(brief("frobnicate").risk, Risk::Commit);
+        assert!(brief("insert into t values (1)").plain && brief("select 1").plain);
+        for text in ["copy t from stdin", "vacuum", "begin", "", "frobnicate"] {
+            assert!(!brief(text).plain, "{text}");
+        }
     }
 
     #[test]

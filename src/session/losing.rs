@@ -4,6 +4,8 @@
 //! counts (an acknowledged COMMIT is one), and that what lived on one node only is not lost silently. What a client
 //! sends outside of transactions is kept while it may be run again: short reads of which it has had no byte.
 
+use std::time::Instant;
+
 use bytes::BytesMut;
 
 use crate::cluster::commits::Fate;
@@ -268,6 +270,38 @@ impl Session {
         }
         self.drop_lease().await;
         self.settle_loss(state, words, again);
+        Ok(())
+    }
+
+    /// When the client is told that nobody knows: it commits, or may, and there is no majority.
+    pub(super) fn commit_overdue(&mut self) -> Option<Instant> {
+        let quorumless = matches!(self.office.state, State::ReadOnly { .. });
+        let risk = self.pipeline.risk();
+        let commits = risk == Risk::Commit || risk == Risk::Write && self.status == Status::Idle;
+        if !(quorumless && commits && self.is_at_writer()) {
+            self.waits_since = None;
+            return None;
+        }
+        let since = self.waits_since.get_or_insert_with(Instant::now);
+        Some(*since + self.shared.config.limits.commit_wait())
+    }
+
+    /// There has been no majority for so long that the client is told that nobody knows. The node's end of it waits on,
+    /// unseen, until there is one, and nobody else is told anything of it before.
+    pub(super) async fn give_up_commit(&mut self) -> Result<(), End> {
+        self.hear_the_last();
+        if self.commit_overdue().is_none() {
+            return Ok(());
+        }
+        self.waits_since = None;
+        self.shared.offices.count(Outcome::Unknown);
+        let cut = self.scanner.left() > 0;
+        if cut || self.holds().is_some() || self.pipeline.awaits_elsewhere() {
+            return Err(End::Error(ClientError::CommitUnknown));
+        }
+        let (words, state) = self.last_words(None);
+        self.drop_lease().await;
+        self.settle_loss(state, words, None);
         Ok(())
     }
 

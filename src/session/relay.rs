@@ -182,10 +182,12 @@ pub struct Session {
     pub(super) bound_risk: Risk,
     /// The transaction may have written something.
     pub(super) wrote: bool,
+    /// Since when it commits without a majority.
+    pub(super) waits_since: Option<Instant>,
     /// While its transaction may move a sequence.
     pub(super) jump: Option<Jump>,
-    /// The batch that is being sent begins or ends a transaction.
-    pub(super) batch_controls: bool,
+    /// The batch that is being sent holds more than statements about rows.
+    pub(super) batch_more: bool,
     /// Where the stream notes which commits it has shown, once there was one to note.
     pub(super) ticket: Option<Ticket>,
     /// What went ahead of the COMMIT that was bound last.
@@ -293,8 +295,9 @@ pub async fn run(client: Client, shared: Arc<Shared>) {
         in_batch: false,
         bound_risk: Risk::None,
         wrote: false,
+        waits_since: None,
         jump: None,
-        batch_controls: false,
+        batch_more: false,
         ticket: None,
         bound_seal: None,
         idle: false,
@@ -369,6 +372,7 @@ impl Session {
             let resting = self.is_resting();
             let soft = resting && self.lease.is_some() && self.state.hold() == Hold::Soft;
             let begins = self.deferred.ticks();
+            let overdue = self.commit_overdue();
             let gone = self.reading.as_ref().map(|reading| reading.gone());
             let held = self
                 .reading
@@ -419,6 +423,12 @@ impl Session {
                     }
                     continue;
                 }
+                () = at(overdue), if overdue.is_some() => {
+                    if let Err(end) = Box::pin(self.give_up_commit()).await {
+                        return end;
+                    }
+                    continue;
+                }
                 () = pool.pressure(), if soft => {
                     self.give_back().await;
                     continue;
@@ -448,7 +458,7 @@ impl Session {
     }
 
     /// Whether the session has a connection to the writer, and goes on without: the node has not said why it must end.
-    fn is_at_writer(&self) -> bool {
+    pub(super) fn is_at_writer(&self) -> bool {
         self.lease.is_some() && self.reading.is_none() && !self.told_end
     }
 
@@ -588,6 +598,13 @@ impl Session {
             // A simple query ends the unnamed statement.
             lease.carried.unnamed = None;
         }
+    }
+}
+
+async fn at(when: Option<Instant>) {
+    match when {
+        Some(when) => tokio::time::sleep_until(when.into()).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -3,7 +3,8 @@
 //! Guards that a client hears the truth about its commit wherever the stream shows it. The token goes in the same
 //! packet as the COMMIT, or as the Sync that ends a batch outside of BEGIN, so it costs no round trip. It is sent only
 //! where nothing that is still awaited can have failed: in a transaction that has failed it would be refused, where
-//! the COMMIT itself is not. A simple Query that commits by itself goes without: its text is the client's own.
+//! the COMMIT itself is not. A simple Query that commits by itself goes without: its text is the client's own; and so does
+//! a batch with more than statements about rows: behind a COPY, say, the node would take it for data.
 
 use std::iter::once;
 use std::time::Duration;
@@ -35,7 +36,7 @@ impl Session {
 
     /// Ahead of the Bind at the front, if it is a COMMIT's.
     pub(super) fn seal_bound(&mut self, brief: &Brief) -> Option<Seal> {
-        self.batch_controls |= brief.control != Control::None || brief.opens;
+        self.batch_more |= !brief.plain;
         let open = self.status == Status::Open && !self.pipeline.awaits_ready();
         if open && brief.control == PLAIN_COMMIT {
             self.seal(true)
@@ -47,8 +48,8 @@ impl Session {
     /// Ahead of the Sync at the front, where that commits what the batch wrote.
     pub(super) fn seal_batch(&mut self) -> Option<Seal> {
         let alone = self.status == Status::Idle && !self.pipeline.awaits_ready();
-        let controls = std::mem::take(&mut self.batch_controls);
-        if alone && !controls && self.bound_risk == Risk::Write && !self.pipeline.skipping() {
+        let more = std::mem::take(&mut self.batch_more);
+        if alone && !more && self.bound_risk == Risk::Write && !self.pipeline.skipping() {
             self.seal(false)
         } else {
             None

@@ -169,6 +169,8 @@ async fn without_followers_writes_are_refused_at_once_and_reads_go_on() {
             assert_eq!(ask(&client, count).await, "1");
             assert_eq!(ask(&reader, count).await, "1");
         }
+        // Whoever waited for a majority is told that nobody knows, and refused from then on.
+        run.crowd.refusal().await;
         for node in &followers {
             run.mend(*node, fault);
             until_status(&run.cluster, *node, "in_sync").await;

@@ -199,3 +199,43 @@ async fn a_sequence_that_was_moved_stays_there_when_its_writer_dies() {
         assert!(next > 5_000_000, "{name}: {next}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_has_waited_for_a_majority_in_vain_ends_and_completes_when_nodes_return() {
+    let mut cluster = TestCluster::builder()
+        .config("[limits]\ncommit_wait_ms = 1000")
+        .start()
+        .await;
+    let client = cluster.client().await;
+    run(&client, "create table t (a int)").await;
+    cluster.assert_nodes_equal().await;
+    let writer = some_writer(&cluster).await;
+    let straight = cluster.node(writer).await;
+    let followers: Vec<usize> = (0..cluster.nodes())
+        .filter(|node| *node != writer)
+        .collect();
+    for node in &followers {
+        cluster.server(*node).pause();
+    }
+    let mut commits = Vec::new();
+    for (at, way) in WAYS.into_iter().enumerate() {
+        let client = cluster.client().await;
+        let value = i32::try_from(at).expect("small");
+        commits.push((way, tokio::spawn(commit(client, way, value))));
+    }
+    for (way, commit) in commits {
+        let told = told(commit.await.expect("no panic"));
+        assert_eq!(told, "08007", "{way:?}");
+    }
+    // Nobody sees them, and they wait on.
+    assert_eq!(ask(&client, "select count(*) from t").await, "0");
+    assert_eq!(ask(&straight, WAITING).await, WAYS.len().to_string());
+    for node in followers {
+        cluster.server(node).resume();
+    }
+    until("all of them are there", || async {
+        ask(&client, "select count(*) from t").await == WAYS.len().to_string()
+    })
+    .await;
+    cluster.assert_nodes_equal().await;
+}

@@ -64,6 +64,7 @@ pub fn told(error: &Error, commits: bool) -> Told {
 pub struct Signals {
     stop: AtomicBool,
     acknowledged: AtomicUsize,
+    refused: AtomicUsize,
 }
 
 impl Signals {
@@ -104,6 +105,13 @@ impl<T: Send + 'static> Crowd<T> {
             acknowledged() >= goal
         })
         .await;
+    }
+
+    /// Waits until one more is refused, since no majority would have it.
+    pub async fn refusal(&self) {
+        let refused = || self.signals.refused.load(Ordering::Relaxed);
+        let before = refused();
+        until("a line is refused", || async { refused() > before }).await;
     }
 
     /// Ends their work.
@@ -153,6 +161,8 @@ pub struct Ledger {
     counts: Counts,
     faults: Vec<String>,
     longest: Duration,
+    /// How often there was no majority.
+    refused: usize,
 }
 
 impl Ledger {
@@ -163,6 +173,7 @@ impl Ledger {
     /// Counts an error by its kind. `doing`: what was tried.
     fn hear(&mut self, doing: &str, error: &Error) {
         let code = error.code().map_or("lost", SqlState::code);
+        self.refused += usize::from(code == "25006");
         if code != "lost" && !ALLOWED.contains(&code) {
             self.faults.push(format!("{doing}: {error:?}"));
         }
@@ -245,7 +256,11 @@ impl Writer {
                 }
             };
             while signals.go_on() {
+                let before = self.ledger.refused;
                 let told = self.line(&session).await;
+                if self.ledger.refused > before {
+                    signals.refused.fetch_add(1, Ordering::Relaxed);
+                }
                 if told == Ok(Told::Acknowledged) {
                     signals.acknowledge();
                 }
