@@ -122,7 +122,7 @@ impl Drop for Ticket {
 
 impl Ticket {
     /// The token of the commit that comes next.
-    pub fn next(&mut self) -> Token {
+    pub fn next_token(&mut self) -> Token {
         self.count += 1;
         Token {
             key: self.commits.key,
@@ -174,7 +174,7 @@ mod tests {
             term: Epoch(3),
             lsn: Lsn(lsn),
         });
-        let first = ticket.next();
+        let first = ticket.next_token();
         commits.shown(first, unit(100));
         commits.shown(
             Token {
@@ -201,7 +201,7 @@ mod tests {
         assert_eq!(ticket.fate(1, term, "c").await, Fate::Lost);
         assert_eq!(ticket.fate(2, term, "a").await, Fate::Lost);
         // It changed nothing that others have.
-        let second = ticket.next();
+        let second = ticket.next_token();
         commits.shown(second, UnitId::NOTHING);
         assert_eq!(ticket.fate(2, term, "c").await, Fate::Committed);
         assert!(ticket.is_shown(2) && !ticket.is_shown(1));
@@ -211,7 +211,7 @@ mod tests {
     async fn nothing_is_told_before_a_term_has_ended() {
         let commits = Arc::new(Commits::default());
         let mut ticket = commits.join(1);
-        commits.shown(ticket.next(), UnitId::NOTHING);
+        commits.shown(ticket.next_token(), UnitId::NOTHING);
         let fate = ticket.fate(1, Epoch(1), "a");
         let early = tokio::time::timeout(std::time::Duration::from_millis(1), fate);
         assert!(early.await.is_err());

@@ -18,6 +18,7 @@ pub mod meeting;
 pub mod metadata;
 pub mod office;
 pub mod probes;
+mod reaching;
 pub mod reads;
 pub mod reigns;
 pub mod relaxed;

@@ -28,6 +28,7 @@ pub mod pump;
 pub mod reading;
 pub mod relay;
 pub mod requests;
+pub mod resting;
 pub mod scram;
 pub mod sealing;
 pub mod shapes;

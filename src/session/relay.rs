@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cluster::commits::Ticket;
 use crate::cluster::jumps::Jump;
-use crate::cluster::office::{self, Heard, Office};
+use crate::cluster::office::{Heard, Office};
 use crate::cluster::relaxed::RelaxedWrite;
 use crate::cluster::service::{Alone, Service};
 use crate::config::ReadNodes;
@@ -37,7 +37,6 @@ use crate::session::metadata::Metadata;
 use crate::session::offices::{Rest, changed};
 use crate::session::pipeline::{Entry, Expect, Own, Pipeline, Risk, Seal};
 use crate::session::prepared::{Prepared, Shelf, Statement};
-use crate::session::probe;
 use crate::session::pump::{self, Moved, Side};
 use crate::session::reading::{Again, Reading};
 use crate::session::shapes::Bound;
@@ -440,20 +439,20 @@ impl Session {
                     continue;
                 }
             };
-            match self.judge(&moved) {
-                Err(End::Lost(_) | End::Nonsense(_)) if self.reading.is_some() => {
-                    if let Err(end) = self.run_again(Again::Lost).await {
-                        return end;
-                    }
-                }
-                Err(End::Lost(why)) if self.is_at_writer() => {
-                    if let Err(end) = Box::pin(self.lose(&why)).await {
-                        return end;
-                    }
-                }
-                Err(end) => return end,
-                Ok(()) => {}
+            if let Err(end) = self.heed(&moved).await {
+                return end;
             }
+        }
+    }
+
+    /// Takes what the sockets said: where the node's side is lost, the session goes on elsewhere if it can.
+    async fn heed(&mut self, moved: &Moved) -> Result<(), End> {
+        match self.judge(moved) {
+            Err(End::Lost(_) | End::Nonsense(_)) if self.reading.is_some() => {
+                self.run_again(Again::Lost).await
+            }
+            Err(End::Lost(why)) if self.is_at_writer() => Box::pin(self.lose(&why)).await,
+            judged => judged,
         }
     }
 
@@ -538,54 +537,6 @@ impl Session {
             self.rest().await?;
         }
         self.requests().await
-    }
-
-    /// The server is idle and everything is answered: looks at what was left behind, or lets go.
-    async fn rest(&mut self) -> Result<(), End> {
-        let busy = !self.pipeline.is_empty() || self.in_batch || self.passing > 0;
-        if self.lease.is_none() || busy || !self.node_is_idle() {
-            return Ok(());
-        }
-        if self.briefs.0 != self.shared.relay.service().catalog_generation() {
-            self.briefs();
-        }
-        if self.state.doubt.probe && !self.probe_failed {
-            let sql = probe::question(self.state.placeholders.iter());
-            self.send_own_query(&sql, Own::Probe);
-            self.state.look();
-            return Ok(());
-        }
-        let keep = match self.state.hold() {
-            _ if self.state.doubt.probe => true,
-            Hold::None => false,
-            Hold::Soft => self.pool.waiting() == 0 && self.hear().state != office::State::Closing,
-            Hold::Hard => true,
-        };
-        if !keep {
-            self.give_back().await;
-            return Ok(());
-        }
-        if self.reading.is_some() {
-            self.end_follower().await;
-            return Ok(());
-        }
-        // Kept although settings differ from what is wanted: the read-only port, a level put back.
-        let left = self.left();
-        let lease = self.lease.as_mut();
-        if let Some(lease) = lease.filter(|lease| lease.carried.settings != self.state.wanted) {
-            let adopted = tokio::select! {
-                biased;
-                adopted = lease.adopt(&self.state.wanted) => adopted.map_err(|e| e.to_string()),
-                () = left => Err("the writer has left".to_owned()),
-            };
-            adopted.map_err(End::Lost)?;
-            lease.carried.unnamed = None;
-            self.tell_parameters();
-        }
-        if self.is_resting() {
-            self.rest_on_lease();
-        }
-        Ok(())
     }
 
     pub(super) fn send_own_query(&mut self, sql: &str, own: Own) {

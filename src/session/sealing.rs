@@ -62,7 +62,8 @@ impl Session {
         }
         let commits = self.shared.relay.service().commits()?;
         let id = self.id;
-        let token = self.ticket.get_or_insert_with(|| commits.join(id)).next();
+        let ticket = self.ticket.get_or_insert_with(|| commits.join(id));
+        let token = ticket.next_token();
         let lease = self.lease.as_mut()?;
         let out = &mut self.to_server;
         if !lease.carried.seals {

@@ -72,6 +72,7 @@ type ByName = BTreeMap<Box<str>, Known>;
 
 /// A snapshot of one database's functions, operators, types and relations.
 #[derive(Clone, Debug, Default)]
+#[allow(clippy::struct_excessive_bools)]
 pub struct Catalog {
     generation: u64,
     /// DDL has been seen that no snapshot shows yet.
