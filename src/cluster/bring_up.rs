@@ -210,6 +210,7 @@ impl<'a> BringUp<'a> {
     /// Everything, until streams and appliers can be started.
     pub async fn run(&self) -> Result<Prepared, BringUpError> {
         let (mut reached, absent) = self.reach().await?;
+        tracing::debug!(nodes = reached.len(), "nodes are reached");
         for node in &reached {
             self.check_fit(node)?;
         }
@@ -248,6 +249,7 @@ impl<'a> BringUp<'a> {
         } else {
             self.office(&mut reached, state).await?
         };
+        tracing::debug!("an office is taken");
         let (databases, mut lost) = self.places(&reached, &office, first).await?;
         for (node, why) in office.outcast {
             lost.entry(node).or_insert(why);

@@ -69,6 +69,7 @@ impl Cluster {
                 status: entry.status.name(),
             });
         }
+        steward.hasten_slots(node).await;
         self.tell(steward, State::Closing);
         if let Err(error) = self.close(steward, node).await {
             if steward.cancel.is_cancelled() {
@@ -90,6 +91,7 @@ impl Cluster {
     /// Until the old writer has left office.
     async fn close(&self, steward: &Arc<Steward>, node: NodeId) -> Result<(), HandoverError> {
         self.drain(steward).await?;
+        tracing::debug!("handing over: nothing is under way");
         let name = || steward.view().nodes[node.0].name.clone();
         let end = steward
             .writers_end()
@@ -103,9 +105,13 @@ impl Cluster {
         let level = tokio::time::timeout(LEVEL, level).await;
         level.map_err(|_| HandoverError::Behind(name()))?;
         self.tell(steward, State::Vacant);
+        tracing::debug!("handing over: the next writer has everything");
         steward.abdicate().await;
+        tracing::debug!("handing over: streams and appliers have ended");
         sequences::copy_all(steward).await?;
+        tracing::debug!("handing over: sequences are copied");
         self.leave(steward, node, end).await?;
+        tracing::debug!("handing over: the writer has left office");
         Ok(())
     }
 

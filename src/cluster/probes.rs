@@ -184,9 +184,11 @@ impl Steward {
                 return false;
             }
         };
+        tracing::debug!("the writer's run is met");
         if !self.wait_quorum().await {
             return false;
         }
+        tracing::debug!("a majority has all that the writer's log held");
         self.tell_former();
         self.canaries.set(self.writer, Arc::clone(&canary));
         let this = Arc::clone(self);

@@ -5,7 +5,7 @@
 //! majority has one of them; whoever takes office takes the greatest that a majority knows (`level_sequences`).
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::bring_up::{BringUp, BringUpError, Reached};
 use super::replicator::{Replicator, State};
@@ -64,8 +64,10 @@ impl Steward {
             loop {
                 self.replicator.reading_wanted().await;
                 let mark = self.replicator.jumps.mark();
+                let began = Instant::now();
                 let reading =
                     tokio::time::timeout(PATIENCE, self.read_sequences(&mut raised)).await;
+                tracing::debug!(took = ?began.elapsed(), "sequences are read");
                 match reading.unwrap_or(Err(ControlError::Timeout)) {
                     Ok(Some(Reading { end, blocks, whole })) => {
                         let mark = mark.filter(|_| whole);

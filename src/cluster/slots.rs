@@ -16,6 +16,11 @@ use crate::node::office;
 
 /// Between two rounds.
 const ROUND: Duration = Duration::from_secs(2);
+/// For everybody to have what a node's slots are to forget: so often, so far apart.
+const TRIES: u32 = 50;
+const LOOK: Duration = Duration::from_millis(10);
+/// The first major version in which a server notes on demand which transactions run.
+const MARKS_SINCE: u32 = 16;
 /// For one node's part in a round.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -47,12 +52,13 @@ impl Steward {
 
     /// Moves a follower's slots to where an earlier round found its log's end, if everybody has what was handed to it by
     /// then; else, and afterwards, notes where it ends now.
-    async fn move_slots(&self, node: NodeId, slots: &mut Slots) -> Result<(), ControlError> {
+    async fn move_slots(&self, node: NodeId, slots: &mut Slots) -> Result<bool, ControlError> {
         let unit = |lsn: Lsn| UnitId {
             term: self.term,
             lsn,
         };
-        if let Some(local) = slots.movable(node, unit(self.everywhere())) {
+        let local = slots.movable(node, unit(self.everywhere()));
+        if let Some(local) = local {
             for (_, database) in self.replicator.streams() {
                 let client = self.control.connect(node, &database).await?;
                 control::advance_slot(&client, &slot_name(&database), local).await?;
@@ -61,10 +67,29 @@ impl Steward {
         if slots.wants_sample(node) {
             let database = &self.control.database;
             let client = self.control.connect(node, database).await?;
+            if self.version >= MARKS_SINCE {
+                // Where a slot may be read from later: else all the log since the last one is read again, for nothing.
+                control::log_running(&client).await?;
+            }
             let local = office::end_of_log(&client).await?;
             // Read afterwards: whatever stands before that end had been handed out by now.
             slots.sampled(node, local, unit(self.replicator.handed()));
         }
-        Ok(())
+        Ok(local.is_some())
+    }
+
+    /// Moves a node's slots as close as may be now: it is to be the writer, and its log is read from there.
+    pub(super) async fn hasten_slots(&self, node: NodeId) {
+        let mut slots = Slots::default();
+        for _ in 0..TRIES {
+            match self.move_slots(node, &mut slots).await {
+                Ok(false) => tokio::time::sleep(LOOK).await,
+                Ok(true) => return,
+                Err(error) => {
+                    tracing::debug!(node = node.0, %error, "a follower's slots could not be moved");
+                    return;
+                }
+            }
+        }
     }
 }

@@ -38,6 +38,8 @@ use crate::node::control::{self, Control, ControlError};
 use crate::node::schema::APPLIER_ROLE;
 use crate::node::stream::StreamSettings;
 
+/// For a writer to begin to serve.
+const MOMENT: Duration = Duration::from_millis(400);
 /// So many former terms are kept of which nothing can be told.
 const TERMS: usize = 8;
 /// For opening streams and appliers.
@@ -59,7 +61,7 @@ pub struct Steward {
     pub(super) term: Epoch,
     /// When the writer's terms of office began.
     offices: BTreeMap<Epoch, Lsn>,
-    version: u32,
+    pub(super) version: u32,
     pub(super) arming: Arc<Arming>,
     pub(super) office: Told,
     pub(super) canaries: Arc<Canaries>,
@@ -154,12 +156,26 @@ impl Steward {
         steward
     }
 
+    /// Until the writer serves, or for a moment: what is not needed for that takes nothing from it before.
+    async fn settled(&self) {
+        let mut standing = self.standing.subscribe();
+        let serves = standing.wait_for(|standing| *standing != Standing::Beginning);
+        // Any of them is a reason to go on.
+        tokio::select! {
+            _ = serves => {}
+            () = self.cancel.cancelled() => {}
+            () = tokio::time::sleep(MOMENT) => {}
+        }
+    }
+
     /// Starts what goes on beside the streams.
     fn begin(self: &Arc<Self>) {
         for at in 0..self.config.nodes.len() {
             let this = Arc::clone(self);
-            self.watchers
-                .spawn(async move { this.probe(NodeId(at)).await });
+            self.watchers.spawn(async move {
+                this.settled().await;
+                this.probe(NodeId(at)).await;
+            });
         }
         let this = Arc::clone(self);
         self.watchers.spawn(async move { this.look().await });
@@ -168,8 +184,14 @@ impl Steward {
             this.cancel.run_until_cancelled(tending).await;
         });
         self.spawn(|this| async move { this.record_fences().await });
-        self.spawn(|this| async move { this.audit().await });
-        self.spawn(|this| async move { this.watch_builds().await });
+        self.spawn(|this| async move {
+            this.settled().await;
+            this.audit().await;
+        });
+        self.spawn(|this| async move {
+            this.settled().await;
+            this.watch_builds().await;
+        });
         self.spawn(|this| async move { this.serve_reads().await });
         self.spawn(|this| async move { this.mind_sleep().await });
         self.spawn(|this| async move { this.settle_in().await });

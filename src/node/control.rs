@@ -402,6 +402,14 @@ pub async fn advance_slot(client: &Client, slot: &str, place: Lsn) -> Result<(),
     Ok(())
 }
 
+/// Has the server note in its log which transactions run (version 16 and later): from there a slot can be read.
+pub async fn log_running(client: &Client) -> Result<(), ControlError> {
+    client
+        .batch_execute("select pg_log_standby_snapshot()")
+        .await?;
+    Ok(())
+}
+
 /// Drops a slot if it is there, ending whoever reads it.
 pub async fn drop_slot(client: &Client, slot: &str) -> Result<(), ControlError> {
     client
