@@ -27,7 +27,7 @@ fix: ## what format and lints can mend by themselves
 sim: ## the protocol under a seeded simulation with faults
 	@scripts/sim
 
-bench: ## criterion, then pgbench beside what people run today, 25 minutes (ARGS="--e2e --rounds 5" etc.)
+bench: ## criterion, then pgbench beside what people run today, 40 minutes (ARGS="--e2e --rounds 5" etc.)
 	@scripts/bench $(ARGS)
 
 bench-quick: ## pgbench beside what people run today, one short round, 3 minutes
