@@ -47,6 +47,8 @@ type Seat = Mutex<Option<(u64, UnitId)>>;
 #[derive(Debug)]
 pub struct Commits {
     key: u64,
+    /// What the statement that sends tokens, and its portal, are called on connections: nobody else's are.
+    name: String,
     seats: Mutex<HashMap<u64, Arc<Seat>>>,
     ended: watch::Sender<Ended>,
 }
@@ -55,6 +57,7 @@ impl Default for Commits {
     fn default() -> Self {
         Self {
             key: rand::random(),
+            name: format!("synapsedb_commit_{:016x}", rand::random::<u64>()),
             seats: Mutex::default(),
             ended: watch::Sender::new(Ended::new()),
         }
@@ -62,6 +65,11 @@ impl Default for Commits {
 }
 
 impl Commits {
+    /// What the statement that sends tokens, and its portal, are called on connections.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// A session's place. Its number must be its own as long as the ticket is there.
     pub fn join(self: &Arc<Self>, session: u64) -> Ticket {
         let seat = Arc::new(Seat::default());

@@ -123,7 +123,9 @@ impl Steward {
                 let value = raised.values.get(&(database.clone(), one.name.clone()))?;
                 Some(one.block(*value))
             };
-            reading.blocks.extend(found.read.iter().filter_map(block));
+            // One that is used up hands out nothing more.
+            let used = found.read.iter().filter(|one| one.left > 0);
+            reading.blocks.extend(used.filter_map(block));
             if !found.held.is_empty() {
                 reading.whole = false;
                 // What a command did that came later is not known.

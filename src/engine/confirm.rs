@@ -62,8 +62,6 @@ struct Stream {
     pending: VecDeque<Pending>,
     /// Each follower's last durable unit, by the end of its commit record.
     applied: BTreeMap<NodeId, Lsn>,
-    /// The end of the last unit that was decoded.
-    newest: Lsn,
     /// The end of the last unit that a majority has.
     passed: Lsn,
     /// Whoever has said so sees to it that no unit comes to be until it is woken.
@@ -143,7 +141,6 @@ impl Confirmer {
             decoded: start,
             pending: VecDeque::new(),
             applied: places.clone(),
-            newest: Lsn::default(),
             passed: Lsn::default(),
             asleep: false,
         };
@@ -207,7 +204,6 @@ impl Confirmer {
         debug_assert!(stream.pending.back().is_none_or(|last| last.end <= commit));
         stream.pending.push_back(Pending { commit, end });
         stream.decoded = stream.decoded.max(end);
-        stream.newest = end;
     }
 
     /// Everything before `lsn` has been decoded, whether it held units or not (keepalive, stream progress).

@@ -151,12 +151,6 @@ impl Sequences {
     pub fn is_half_used(&self, place: Lsn) -> bool {
         !self.none && place.0 > self.read.0.midpoint(self.covered.0)
     }
-
-    /// Whether it is time to read again: half of what the last reading allowed is used up, or it stands in the way.
-    pub fn wants_reading(&self, place: Lsn, holds_unit: bool) -> bool {
-        let half = self.read.0.midpoint(self.limit().0);
-        place.0 > half || !self.may_confirm(place, holds_unit)
-    }
 }
 
 #[cfg(test)]

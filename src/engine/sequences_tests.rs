@@ -22,8 +22,8 @@ fn a_block_covers_so_many_bytes_of_log() {
         "it may hold a setval"
     );
     assert!(sequences.may_confirm(Lsn(5000), false));
-    assert!(!sequences.wants_reading(Lsn(5500), true));
-    assert!(sequences.wants_reading(Lsn(5501), true));
+    assert!(!sequences.is_half_used(Lsn(5500)));
+    assert!(sequences.is_half_used(Lsn(5501)));
     // The narrowest block counts.
     let narrow = Block {
         ahead: 132,

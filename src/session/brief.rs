@@ -705,6 +705,7 @@ mod tests {
             "drop schema if exists SynapseDB cascade",
             "drop publication a, \"synapsedb\"",
             "alter event trigger \"!synapsedb_2_end\" disable",
+            "revoke execute on function pg_logical_emit_message(bool, text, text) from public",
         ] {
             assert_eq!(brief(text).refusal, Some(Refusal::OwnObjects), "{text}");
         }

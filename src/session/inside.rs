@@ -51,6 +51,10 @@ pub fn concerns_own(statement: &StatementFacts) -> bool {
         Kind::Ddl(tag) if matches!(tag.as_str(), "DROP SCHEMA" | "DROP PUBLICATION") => {
             words.iter().any(|word| word == "synapsedb")
         }
+        // Appliers mark units by it, and commits are found by it.
+        Kind::Ddl(tag) if tag == "REVOKE" => {
+            words.iter().any(|word| word == "pg_logical_emit_message")
+        }
         Kind::GlobalDdl => words.iter().any(|word| word.starts_with("!synapsedb")),
         _ => false,
     }

@@ -62,6 +62,8 @@ impl Unit {
             Expect::Query | Expect::Execute if plain => {
                 let _ = backend::complete(&mut self.said, "COMMIT");
             }
+            // A COMMIT returns nothing; anything else is unsaid in any case.
+            Expect::Describe if entry.portal => backend::no_data(&mut self.said),
             Expect::Sync => {}
             _ => self.unsaid = true,
         }
@@ -271,6 +273,12 @@ mod tests {
         batch.push(entry(Sync, Risk::Commit));
         assert_eq!(told_knowing(kept, Open, &batch, false), "12CI I");
         assert_eq!(told_knowing(lost, Open, &batch, false), "40001I I");
+        let portals = Entry {
+            portal: true,
+            ..entry(Describe, Risk::None)
+        };
+        batch.insert(3, portals);
+        assert_eq!(told_knowing(kept, Open, &batch, false), "12nCI I");
         batch.insert(3, entry(Describe, Risk::None));
         let (words, _) = last_words(Open, batch.iter(), false, kept);
         assert_eq!(words[0].0, Word::Error(ClientError::AnswerLost));

@@ -110,6 +110,8 @@ pub struct Entry {
     pub own: Option<Own>,
     /// What its loss could mean.
     pub risk: Risk,
+    /// Of a Describe: it is a portal's.
+    pub portal: bool,
     /// By what its commit is found in the stream.
     pub seal: Option<Seal>,
     /// It ends the transaction without a trace, whatever becomes of it.
@@ -137,6 +139,7 @@ impl Entry {
             expect,
             own: None,
             risk: Risk::None,
+            portal: false,
             seal: None,
             rolls_back: false,
             undo: None,
@@ -327,6 +330,16 @@ impl Pipeline {
     /// Whether nothing is awaited.
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()
+    }
+
+    /// Whether a batch or Query before the one that is being sent may still fail: all but settings put in force may.
+    pub fn may_fail_before(&self) -> bool {
+        let ends = |entry: &Entry| {
+            let expect = entry.expect;
+            let end = matches!(expect, Expect::Query | Expect::Function | Expect::Sync);
+            end && entry.own != Some(Own::Settings)
+        };
+        self.queue.iter().any(ends)
     }
 
     /// Whether a `ReadyForQuery` is among what is awaited.

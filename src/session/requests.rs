@@ -231,6 +231,8 @@ impl Session {
         self.watch_drops |= brief.deallocates_all;
         if let Some(lease) = &mut self.lease {
             lease.carried.drawn |= brief.draws;
+            // It may drop prepared statements.
+            lease.carried.seals &= !(brief.taints || brief.deallocates.is_some());
         }
     }
 

@@ -16,12 +16,12 @@ use crate::session::brief::{Brief, Control};
 use crate::session::pipeline::{Entry, Expect, Own, Risk, Seal};
 use crate::session::relay::Session;
 use crate::wire::message::backend::Status;
-use crate::wire::message::frontend;
+use crate::wire::message::frontend::{self, Target};
 
 /// A COMMIT behind which no other transaction begins.
 pub(super) const PLAIN_COMMIT: Control = Control::Commit { chain: false };
-/// Name of the statement on a connection.
-const NAME: &str = "synapsedb_commit";
+/// So often the writer is asked though it answers: its death may show a moment after that of a connection.
+const TRIES: u32 = 15;
 /// Before the writer is asked again.
 const AGAIN: Duration = Duration::from_millis(50);
 /// The OID of type `text`.
@@ -37,7 +37,7 @@ impl Session {
     /// Ahead of the Bind at the front, if it is a COMMIT's.
     pub(super) fn seal_bound(&mut self, brief: &Brief) -> Option<Seal> {
         self.batch_more |= !brief.plain;
-        let open = self.status == Status::Open && !self.pipeline.awaits_ready();
+        let open = self.status == Status::Open && !self.pipeline.may_fail_before();
         if open && brief.control == PLAIN_COMMIT {
             self.seal(true)
         } else {
@@ -47,7 +47,7 @@ impl Session {
 
     /// Ahead of the Sync at the front, where that commits what the batch wrote.
     pub(super) fn seal_batch(&mut self) -> Option<Seal> {
-        let alone = self.status == Status::Idle && !self.pipeline.awaits_ready();
+        let alone = self.status == Status::Idle && !self.pipeline.may_fail_before();
         let more = std::mem::take(&mut self.batch_more);
         if alone && !more && self.bound_risk == Risk::Write && !self.pipeline.skipping() {
             self.seal(false)
@@ -64,18 +64,22 @@ impl Session {
         let id = self.id;
         let ticket = self.ticket.get_or_insert_with(|| commits.join(id));
         let token = ticket.next_token();
+        let name = commits.name();
         let lease = self.lease.as_mut()?;
         let out = &mut self.to_server;
+        // Texts of our own, which fit. Portals of the client's stay what they are.
+        let mut expected = vec![Expect::Bind, Expect::Execute, Expect::Close];
         if !lease.carried.seals {
-            // Texts of our own, which fit.
-            let _ = frontend::parse(out, NAME, SEND, &[TEXT]);
-            self.pipeline.push(Entry::own(Expect::Parse, Own::Seal));
+            let _ = frontend::close(out, Target::Statement, name);
+            let _ = frontend::parse(out, name, SEND, &[TEXT]);
+            expected.splice(0..0, [Expect::Close, Expect::Parse]);
         }
         let text = token.to_string();
         let value = once(Some(text.as_bytes()));
-        let _ = frontend::bind(out, "", NAME, &[], value, &[]);
-        let _ = frontend::execute(out, "", 0);
-        for expect in [Expect::Bind, Expect::Execute] {
+        let _ = frontend::bind(out, name, name, &[], value, &[]);
+        let _ = frontend::execute(out, name, 0);
+        let _ = frontend::close(out, Target::Portal, name);
+        for expect in expected {
             self.pipeline.push(Entry::own(expect, Own::Seal));
         }
         let count = token.count;
@@ -109,13 +113,19 @@ impl Session {
     async fn fate_at_same(&self, ticket: &Ticket, count: u64) -> Option<Fate> {
         let service = self.shared.relay.service();
         let mut heard = self.heard.clone();
+        let mut tries = 0;
         let goes_on = |office: &Office| office.serves() && office.term == self.term;
         loop {
             if heard.wait_for(goes_on).await.is_err() {
                 return None;
             }
-            if service.wait_quorum(self.pool.node()).await.is_ok() {
-                return ticket.is_shown(count).then_some(Fate::Committed);
+            let known = service.wait_quorum(self.pool.node()).await.is_ok();
+            if known && ticket.is_shown(count) {
+                return Some(Fate::Committed);
+            }
+            tries += u32::from(known);
+            if tries > TRIES {
+                return None;
             }
             // It may be about to be found dead.
             tokio::time::sleep(AGAIN).await;

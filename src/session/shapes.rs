@@ -206,6 +206,7 @@ impl Session {
         self.in_batch = true;
         let mut entry = Entry::client(Expect::Describe);
         let Some(name) = name else {
+            entry.portal = true;
             entry.listener = self.portal_listener();
             self.pipeline.push(entry);
             self.pass(header, true);

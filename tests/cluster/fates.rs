@@ -5,6 +5,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error};
 
 use crate::failover::{some_writer, until_followed};
+use crate::raw::Raw;
 use crate::support::cluster::TestCluster;
 use crate::tools::{Hold, ask, rows, run, signal, until};
 
@@ -237,5 +238,54 @@ async fn a_commit_that_has_waited_for_a_majority_in_vain_ends_and_completes_when
         ask(&client, "select count(*) from t").await == WAYS.len().to_string()
     })
     .await;
+    cluster.assert_nodes_equal().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_touches_nothing_of_the_clients() {
+    let cluster = TestCluster::start().await;
+    let client = cluster.client().await;
+    run(&client, "create table t (a int)").await;
+    drop(client);
+    // A portal that is bound ahead of the COMMIT and run behind it.
+    let mut raw = Raw::login(cluster.port(), &[]).await;
+    raw.query("begin").go().await;
+    raw.hear().await;
+    raw.parse("i", "insert into t values ($1::int4)")
+        .parse("c", "commit")
+        .sync()
+        .go()
+        .await;
+    raw.hear().await;
+    raw.query("insert into t values (1)").go().await;
+    raw.hear().await;
+    raw.bind("", "i", &["2"])
+        .bind("c", "c", &[])
+        .execute("", 0)
+        .execute("c", 0)
+        .sync()
+        .go()
+        .await;
+    assert_eq!(
+        raw.hear().await,
+        "22CCZ",
+        "what was asked, and nothing else"
+    );
+    let client = cluster.client().await;
+    assert_eq!(ask(&client, "select count(*) from t").await, "2");
+    // Code that drops prepared statements.
+    run(&client, "begin; insert into t values (3); commit").await;
+    for sql in [
+        "begin",
+        "insert into t values (4)",
+        "commit",
+        "do 'begin execute ''deallocate all''; end'",
+        "begin",
+        "insert into t values (5)",
+        "commit",
+    ] {
+        run(&client, sql).await;
+    }
+    assert_eq!(ask(&client, "select count(*) from t").await, "5");
     cluster.assert_nodes_equal().await;
 }
