@@ -254,9 +254,7 @@ impl<'a> BringUp<'a> {
         for (node, why) in office.outcast {
             lost.entry(node).or_insert(why);
         }
-        let settles = reached
-            .iter()
-            .filter(|node| !self.how.armed.contains(&node.node));
+        let settles = reached.iter().filter(unarmed);
         let settles = settles.map(|node| self.settle(node));
         for settled in futures_util::future::join_all(settles).await {
             settled?;

@@ -264,14 +264,10 @@ impl Steward {
             secret,
             parameters: Vec::new(),
         };
-        let admin_secret = self
-            .control
-            .password()
-            .map_or(Secret::None, |p| Secret::Password(p.to_owned()));
         let replication = &self.config.replication;
         let settings = StreamSettings {
             address: self.control.address(self.writer).clone(),
-            login: login(self.control.user(), admin_secret),
+            login: login(self.control.user(), self.control.secret()),
             slot: slot_name(database),
             offices: self
                 .offices

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::backend::{Backend, BackendError, Login, Secret};
+use super::backend::{Backend, BackendError, Login};
 use super::control::{Control, OPTIONS};
 use crate::ids::NodeId;
 
@@ -29,11 +29,10 @@ impl Canary {
     /// Opens one on a node.
     pub async fn open(control: &Control, node: NodeId) -> Result<Self, BackendError> {
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-        let password = control.password();
         let login = Login {
             user: control.user().to_owned(),
             database: control.database.clone(),
-            secret: password.map_or(Secret::None, |p| Secret::Password(p.to_owned())),
+            secret: control.secret(),
             parameters: vec![
                 pair("application_name", "synapsedb control"),
                 pair("options", OPTIONS),

@@ -11,7 +11,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
-use super::backend::Address;
+use super::backend::{Address, Secret};
 use super::places::Places;
 use super::schema;
 use crate::config::Config;
@@ -98,9 +98,10 @@ impl Control {
         &self.user
     }
 
-    /// The superuser's password, if one is configured.
-    pub fn password(&self) -> Option<&str> {
-        self.password.as_deref()
+    /// What the superuser logs in with.
+    pub fn secret(&self) -> Secret {
+        let password = self.password.clone();
+        password.map_or(Secret::None, Secret::Password)
     }
 
     /// A connection of its own, which ends when the client is dropped.

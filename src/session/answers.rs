@@ -381,10 +381,10 @@ impl Session {
             self.told_end = true;
         }
         let routine = || report::get(frame, field::ROUTINE);
-        if fault.seal {
+        if fault.own == Some(Own::Seal) {
             self.can_seal(false);
         }
-        if fault.begin {
+        if fault.own == Some(Own::Begin) {
             self.fail_deferred();
         }
         if let Some(statement) = fault.statement.filter(|_| routine() == Some(OUTDATED)) {

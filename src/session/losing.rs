@@ -275,10 +275,12 @@ impl Session {
 
     /// When the client is told that nobody knows: it commits, or may, and there is no majority.
     pub(super) fn commit_overdue(&mut self) -> Option<Instant> {
-        let quorumless = matches!(self.office.state, State::ReadOnly { .. });
-        let risk = self.pipeline.risk();
-        let commits = risk == Risk::Commit || risk == Risk::Write && self.status == Status::Idle;
-        if !(quorumless && commits && self.is_at_writer()) {
+        let commits =
+            |risk| risk == Risk::Commit || risk == Risk::Write && self.status == Status::Idle;
+        let waits = matches!(self.office.state, State::ReadOnly { .. })
+            && self.is_at_writer()
+            && commits(self.pipeline.risk());
+        if !waits {
             self.waits_since = None;
             return None;
         }

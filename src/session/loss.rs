@@ -142,10 +142,7 @@ fn units<'a>(awaited: impl Iterator<Item = &'a Entry>, in_batch: bool) -> Vec<Un
             continue;
         }
         open.add(entry);
-        if matches!(
-            entry.expect,
-            Expect::Query | Expect::Function | Expect::Sync
-        ) {
+        if entry.expect.ends() {
             open.end = Some(entry.expect);
             let unit = std::mem::take(&mut open);
             // The proxy's own question goes to nobody.

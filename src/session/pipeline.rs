@@ -38,6 +38,13 @@ pub enum Expect {
     Local,
 }
 
+impl Expect {
+    /// Whether its answer ends with `ReadyForQuery`.
+    pub fn ends(self) -> bool {
+        matches!(self, Self::Query | Self::Function | Self::Sync)
+    }
+}
+
 /// Why the proxy sent something itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Own {
@@ -201,10 +208,8 @@ pub struct Fault {
     pub statement: Option<Arc<Statement>>,
     /// A Query was skipped with it, whose Sync has to be sent now.
     pub resync: bool,
-    /// What failed is a BEGIN that was answered before.
-    pub begin: bool,
-    /// What failed was to send a token.
-    pub seal: bool,
+    /// Why the proxy sent what failed, if it did.
+    pub own: Option<Own>,
     /// To be taken back, in this order; the first with `failed` set where the message itself failed.
     pub undo: Vec<Box<Undo>>,
 }
@@ -334,21 +339,13 @@ impl Pipeline {
 
     /// Whether a batch or Query before the one that is being sent may still fail: all but settings put in force may.
     pub fn may_fail_before(&self) -> bool {
-        let ends = |entry: &Entry| {
-            let expect = entry.expect;
-            let end = matches!(expect, Expect::Query | Expect::Function | Expect::Sync);
-            end && entry.own != Some(Own::Settings)
-        };
-        self.queue.iter().any(ends)
+        let fails = |entry: &Entry| entry.expect.ends() && entry.own != Some(Own::Settings);
+        self.queue.iter().any(fails)
     }
 
     /// Whether a `ReadyForQuery` is among what is awaited.
     pub fn awaits_ready(&self) -> bool {
-        let ready = |entry: &Entry| {
-            let expect = entry.expect;
-            matches!(expect, Expect::Query | Expect::Function | Expect::Sync)
-        };
-        self.queue.iter().any(ready)
+        self.queue.iter().any(|entry| entry.expect.ends())
     }
 
     /// What is awaited.
@@ -402,11 +399,7 @@ impl Pipeline {
     /// have committed.
     pub fn sole_seal(&self) -> Option<Seal> {
         let mut seals = self.queue.iter().filter_map(|entry| entry.seal);
-        let ends = |entry: &&Entry| {
-            let expect = entry.expect;
-            let end = matches!(expect, Expect::Query | Expect::Function | Expect::Sync);
-            end && entry.risk > Risk::None
-        };
+        let ends = |entry: &&Entry| entry.expect.ends() && entry.risk > Risk::None;
         let ends = self.queue.iter().filter(ends).count();
         let seal = seals.next()?;
         (ends == 1 && seals.next().is_none()).then_some(seal)
@@ -525,7 +518,7 @@ impl Pipeline {
         let Some(head) = self.queue.front_mut() else {
             return Verdict::Error(Fault::default());
         };
-        if matches!(head.expect, Expect::Query | Expect::Function | Expect::Sync) {
+        if head.expect.ends() {
             if let Some(own @ (Own::Settings | Own::Probe | Own::Begin)) = head.own {
                 return Verdict::Swallow(own);
             }
@@ -574,8 +567,7 @@ impl Pipeline {
             fault.undo.extend(failed.undo);
             fault.after = failed.after;
             fault.statement = failed.statement;
-            fault.begin = failed.own == Some(Own::Begin);
-            fault.seal = failed.own == Some(Own::Seal);
+            fault.own = failed.own;
         }
         for entry in dropped {
             fault.after = fault.after.or(entry.after);

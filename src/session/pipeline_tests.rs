@@ -237,19 +237,19 @@ fn a_begin_that_was_answered_before_is_unseen_and_its_error_is_the_next_ones() {
     let Ok(Verdict::Error(fault)) = pipeline.answer(b'E') else {
         panic!("an error");
     };
-    assert!(fault.begin && fault.resync && pipeline.is_empty());
+    assert!(fault.own == Some(Own::Begin) && fault.resync && pipeline.is_empty());
     let mut pipeline = begin(&[Parse, Bind, Execute, Sync]);
     let Ok(Verdict::Error(fault)) = pipeline.answer(b'E') else {
         panic!("an error");
     };
-    assert!(fault.begin && !fault.resync);
+    assert!(fault.own == Some(Own::Begin) && !fault.resync);
     assert_eq!(play(&mut pipeline, b"Z"), "Z");
     let mut pipeline = begin(&[Query]);
     assert_eq!(play(&mut pipeline, b"12C"), "");
     let Ok(Verdict::Error(fault)) = pipeline.answer(b'E') else {
         panic!("an error");
     };
-    assert!(!fault.begin);
+    assert!(fault.own != Some(Own::Begin));
     // By itself it is a Query, of which the client sees nothing at all.
     let mut pipeline = queue(vec![Entry::own(Query, Own::Begin)]);
     assert_eq!(play(&mut pipeline, b"EZ"), "");

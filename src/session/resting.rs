@@ -16,8 +16,9 @@ impl Session {
         if self.lease.is_none() || busy || !self.node_is_idle() {
             return Ok(());
         }
-        // Looks whether names have changed.
-        self.briefs();
+        if self.names() != self.shared.relay.service().catalog_generation() {
+            self.briefs();
+        }
         if self.state.doubt.probe && !self.probe_failed {
             let sql = probe::question(self.state.placeholders.iter());
             self.send_own_query(&sql, Own::Probe);

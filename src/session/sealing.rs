@@ -68,18 +68,19 @@ impl Session {
         let lease = self.lease.as_mut()?;
         let out = &mut self.to_server;
         // Texts of our own, which fit. Portals of the client's stay what they are.
-        let mut expected = vec![Expect::Bind, Expect::Execute, Expect::Close];
         if !lease.carried.seals {
             let _ = frontend::close(out, Target::Statement, name);
             let _ = frontend::parse(out, name, SEND, &[TEXT]);
-            expected.splice(0..0, [Expect::Close, Expect::Parse]);
+            for expect in [Expect::Close, Expect::Parse] {
+                self.pipeline.push(Entry::own(expect, Own::Seal));
+            }
         }
         let text = token.to_string();
         let value = once(Some(text.as_bytes()));
         let _ = frontend::bind(out, name, name, &[], value, &[]);
         let _ = frontend::execute(out, name, 0);
         let _ = frontend::close(out, Target::Portal, name);
-        for expect in expected {
+        for expect in [Expect::Bind, Expect::Execute, Expect::Close] {
             self.pipeline.push(Entry::own(expect, Own::Seal));
         }
         let count = token.count;
