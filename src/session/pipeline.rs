@@ -343,9 +343,18 @@ impl Pipeline {
         self.queue.iter().any(fails)
     }
 
-    /// Whether a `ReadyForQuery` is among what is awaited.
+    /// Whether the client still awaits a `ReadyForQuery`.
     pub fn awaits_ready(&self) -> bool {
-        self.queue.iter().any(|entry| entry.expect.ends())
+        self.asked().any(|entry| entry.expect.ends())
+    }
+
+    /// Whether the client still awaits anything, rather than the proxy alone.
+    pub fn awaits_for_client(&self) -> bool {
+        self.asked().next().is_some()
+    }
+
+    fn asked(&self) -> impl Iterator<Item = &Entry> {
+        self.queue.iter().filter(|entry| entry.own.is_none())
     }
 
     /// What is awaited.

@@ -418,11 +418,19 @@ impl Session {
     async fn break_off(&mut self, block: bool) -> Result<(), End> {
         let error = ClientError::ReadBroken;
         self.drop_lease().await;
+        let asked = self.in_batch || self.pipeline.awaits_for_client();
+        if !asked && self.status == Status::Idle {
+            // All was said; what is awaited is the session's look at itself, which it takes at the writer.
+            self.forget_asked();
+            self.state.not_found();
+            self.state.suspect();
+            self.ways.again = 0;
+            return Ok(());
+        }
         if self.scanner.left() > 0 {
             // In the middle of a row: there is no place for an error.
             return Err(End::Error(error));
         }
-        let asked = !self.pipeline.is_empty() || self.in_batch;
         let synced = self.pipeline.awaits_ready();
         self.forget_asked();
         if block {

@@ -504,23 +504,26 @@ async fn a_session_sees_its_own_writes_and_relaxed_commits_are_missed_by_nobody(
 async fn the_death_of_a_follower_is_no_readers_problem() {
     let mut cluster = TestCluster::start().await;
     let client = ready(&cluster).await;
+    // Those in the midst of a statement, and those whose session looks at itself behind one.
     let slow = "select port_here() from pg_sleep(0.3)";
+    let quick = "select port_here()";
     let stop = Arc::new(AtomicBool::new(false));
     let mut busy = Vec::new();
     let mut answered = Vec::new();
-    for number in 0..8 {
+    for number in 0..12 {
+        let text = if number < 6 { slow } else { quick };
         let port = [cluster.port(), cluster.read_only_port()][number % 2];
         let reader = connect(port, USER, PASSWORD, DATABASE).await.expect("in");
         let (stop, count) = (Arc::clone(&stop), Arc::<AtomicUsize>::default());
         answered.push(Arc::clone(&count));
         busy.push(tokio::spawn(async move {
-            let statement = reader.prepare(slow).await.expect("prepared");
+            let statement = reader.prepare(text).await.expect("prepared");
             while !stop.load(Ordering::Relaxed) {
                 reader
                     .query_one(&statement, &[])
                     .await
                     .expect("no error by the protocol");
-                reader.simple_query(slow).await.expect("no error by Query");
+                reader.simple_query(text).await.expect("no error by Query");
                 count.fetch_add(1, Ordering::Relaxed);
             }
         }));
