@@ -106,6 +106,11 @@ impl Reading {
         self.kept.is_some()
     }
 
+    /// Whether it is held and holds something: the proxy's own questions come ahead of what the client asks.
+    fn has_asked(&self) -> bool {
+        self.kept.as_ref().is_some_and(|kept| !kept.is_empty())
+    }
+
     /// Whether each frame of the answer must be looked at.
     pub fn looks_at_all(&self) -> bool {
         self.kept.is_some() || !self.open
@@ -244,7 +249,7 @@ impl Session {
     /// What has arrived was worked off: it need not be held where nothing more is to come, or too much is there.
     pub(super) fn after_answers(&mut self) {
         if let Some(reading) = &self.reading
-            && reading.is_held()
+            && reading.has_asked()
             && !reading.is_stuck()
             && (self.pipeline.is_empty() || self.to_client.len() >= OUTPUT_BYTES_MAX / 2)
         {
