@@ -28,6 +28,14 @@ pub enum State {
     /// It is lost, or has left office, and nobody follows yet: what would begin waits for the next term, and what was
     /// open is over.
     Vacant,
+    /// It is lost, and so many others that nobody can follow: followers that have all that a majority had are read from,
+    /// and writes are refused.
+    Headless {
+        /// So many are in sync.
+        in_sync: usize,
+        /// Of so many.
+        nodes: usize,
+    },
     /// Too few nodes are in sync for a commit: it is read from, and writes are refused.
     ReadOnly {
         /// So many are in sync, the writer among them.
@@ -59,6 +67,21 @@ impl Office {
 
     /// Whether what was begun in a term has lost its writer.
     pub fn is_over(&self, term: Epoch) -> bool {
-        self.term != term || self.state == State::Vacant
+        self.term != term || matches!(self.state, State::Vacant | State::Headless { .. })
+    }
+
+    /// Whether somebody could be read from where nobody writes.
+    pub fn is_headless(&self) -> bool {
+        matches!(self.state, State::Headless { .. })
+    }
+
+    /// So many nodes in sync of so many, where that is no majority.
+    pub fn lacks_majority(&self) -> Option<(usize, usize)> {
+        match self.state {
+            State::Headless { in_sync, nodes } | State::ReadOnly { in_sync, nodes } => {
+                Some((in_sync, nodes))
+            }
+            State::Open | State::Closing | State::Vacant => None,
+        }
     }
 }

@@ -3,12 +3,14 @@
 //! Guards promises 1 and 3 on the way to sessions: nothing is asked of a writer that was away for a moment before a
 //! majority has all that its log holds. Who writes next is decided elsewhere.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio_postgres::Client;
 
 use super::bring_up::Prepared;
+use super::catalogs::shows;
 use super::office::{Office, State};
 use super::replicator::{FollowerSnapshot, RETRY};
 use super::steward::Steward;
@@ -170,6 +172,8 @@ impl Steward {
             }
             begins
         });
+        self.served.store(true, Ordering::Release);
+        self.reads.kept_word();
         self.carry();
     }
 
@@ -189,6 +193,9 @@ impl Steward {
             return false;
         }
         tracing::debug!("a majority has all that the writer's log held");
+        if !self.keep_word().await {
+            return false;
+        }
         self.tell_former();
         self.canaries.set(self.writer, Arc::clone(&canary));
         let this = Arc::clone(self);
@@ -201,6 +208,25 @@ impl Steward {
         true
     }
 
+    /// Until the writer shows what followers were read by while it was away. False: not yet.
+    async fn keep_word(&self) -> bool {
+        let owed = self.reads.word_of(self.writer);
+        if owed.is_empty() {
+            return true;
+        }
+        let database = &self.control.database;
+        let client = self.keeper.client(&self.control, self.writer, database);
+        let Ok(client) = client.await else {
+            return false;
+        };
+        let sql = "select pg_catalog.pg_current_snapshot()::pg_catalog.text";
+        let Ok(row) = client.query_one(sql, &[]).await else {
+            return false;
+        };
+        let snapshot: String = row.get(0);
+        owed.iter().all(|xid| shows(&snapshot, xid.0) == Some(true))
+    }
+
     /// Tells sessions what may be asked of the writer. A planned change of writer says so itself, and its word stands.
     pub(super) fn tell_office(&self) {
         if self.cancel.is_cancelled() {
@@ -211,6 +237,10 @@ impl Steward {
             // An applier that connects anew makes commits wait; writes are refused where nodes are missing.
             Standing::Serving if view.may_have_majority() => State::Open,
             Standing::Serving => State::ReadOnly {
+                in_sync: view.in_sync,
+                nodes: view.nodes.len(),
+            },
+            Standing::Lost if !view.may_have_majority() => State::Headless {
                 in_sync: view.in_sync,
                 nodes: view.nodes.len(),
             },
@@ -232,6 +262,11 @@ impl Steward {
             *told = office;
             true
         });
+        if office.is_headless() && self.served.load(Ordering::Acquire) {
+            // Behind the word to the sessions: by now nobody takes an answer from the writer.
+            let written = self.replicator.snapshot().report.write;
+            self.reads.go_by_majority(self.writer, written);
+        }
     }
 
     /// What a node lacks of the proxy's own things, for the view.

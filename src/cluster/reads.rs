@@ -1,8 +1,8 @@
 //! What sessions need to know in order to read from any node, in one place.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use metrics::{Counter, Histogram};
@@ -14,7 +14,7 @@ use super::sight::{Asker, Sight};
 use super::steward::Steward;
 use super::view::Status;
 use crate::config::Config;
-use crate::ids::Lsn;
+use crate::ids::{Lsn, NodeId, Xid};
 
 /// Handles registered once.
 pub struct Meters {
@@ -84,6 +84,8 @@ pub struct Reads {
     nodes: usize,
     term: ArcSwap<Term>,
     sights: ArcSwap<BTreeMap<String, Arc<Sight>>>,
+    /// Who was away, and what followers may have shown meanwhile that it did not show.
+    word: Mutex<Vec<(NodeId, Xid)>>,
 }
 
 impl Reads {
@@ -97,6 +99,7 @@ impl Reads {
             nodes: config.nodes.len(),
             term: ArcSwap::from_pointee(Term::new()),
             sights: ArcSwap::default(),
+            word: Mutex::default(),
         }
     }
 
@@ -137,6 +140,31 @@ impl Reads {
     /// A majority has everything up to here; told before the writer is.
     pub(super) fn set_written(&self, lsn: Lsn) {
         self.term.load().written.fetch_max(lsn.0, Ordering::AcqRel);
+    }
+
+    /// The writer is away, nobody can follow, and no session takes an answer of its any more: what a majority has, which
+    /// is everything up to here, will be part of whatever comes, and may be shown.
+    pub(super) fn go_by_majority(&self, writer: NodeId, written: Lsn) {
+        let mut word = self.word.lock().unwrap_or_else(PoisonError::into_inner);
+        for sight in self.sights.load().values() {
+            let owed = sight.go_by_majority(written);
+            word.extend(owed.into_iter().map(|xid| (writer, xid)));
+        }
+        word.sort_unstable();
+        word.dedup();
+    }
+
+    /// What this writer must show before anybody reads from it.
+    pub(super) fn word_of(&self, writer: NodeId) -> Vec<Xid> {
+        let word = self.word.lock().unwrap_or_else(PoisonError::into_inner);
+        let mine = word.iter().filter(|(node, _)| *node == writer);
+        mine.map(|(_, xid)| *xid).collect()
+    }
+
+    /// A writer serves that shows all of it.
+    pub(super) fn kept_word(&self) {
+        let mut word = self.word.lock().unwrap_or_else(PoisonError::into_inner);
+        word.clear();
     }
 
     /// Another writer, or the same anew: places in its log are not those of before. Nobody reads by what was known.

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -256,9 +257,10 @@ impl Cluster {
         let mut said = false;
         loop {
             let view = steward.view();
-            if view.may_have_majority() {
+            if view.may_have_majority() && self.majority_answers(steward).await {
                 return;
             }
+            steward.tell_office();
             if !std::mem::replace(&mut said, true) {
                 tracing::error!(
                     present = view.present(),
@@ -268,6 +270,39 @@ impl Cluster {
             }
             tokio::time::sleep(LOOK).await;
         }
+    }
+
+    /// Whether a majority of nodes is to be reached now: what is known of them may be older than what befell the writer.
+    async fn majority_answers(&self, steward: &Arc<Steward>) -> bool {
+        let common = &self.common;
+        let view = steward.view();
+        let there = view.nodes.iter().filter(|node| node.is_there());
+        let mut asked: FuturesUnordered<_> = there
+            .map(async |node| {
+                let ask = async {
+                    let database = &common.control.database;
+                    let keeper = &common.keeper;
+                    let client = keeper.client(&common.control, node.id, database).await?;
+                    Ok::<_, ControlError>(client.simple_query("select 1").await?)
+                };
+                let answer = tokio::time::timeout(PATIENCE, ask).await;
+                (node.id, matches!(answer, Ok(Ok(_))))
+            })
+            .collect();
+        let mut answered = 0;
+        while let Some((node, answers)) = asked.next().await {
+            answered += usize::from(answers);
+            if answered > view.nodes.len() / 2 {
+                return true;
+            }
+            if !answers {
+                common.keeper.leave_node(node);
+                if let Some(load) = common.reads.loads.get(node) {
+                    load.suspect();
+                }
+            }
+        }
+        false
     }
 
     /// Lets those who are there apply what was decoded, as long as they get on with it.

@@ -53,6 +53,8 @@ pub struct Sight {
     written: Arc<AtomicU64>,
     /// The end of the writer's log when this proxy met it: what was acknowledged before ends there.
     met: Arc<AtomicU64>,
+    /// Nobody writes, and everything up to here is part of whatever comes; 0 while somebody does.
+    settled: AtomicU64,
     /// Of another writer's time, or of a database that is gone.
     closed: AtomicBool,
     asker: Arc<Asker>,
@@ -74,6 +76,7 @@ impl Sight {
             shown: AtomicU64::new(0),
             written,
             met,
+            settled: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             asker,
         });
@@ -192,7 +195,21 @@ impl Sight {
 
     /// Whether the writer may not show yet something of these tables up to `horizon`.
     pub fn hides(&self, tables: &Tables, horizon: Lsn) -> bool {
-        self.shown.load(Ordering::Acquire) < horizon.0 && self.lock().hides(tables, horizon)
+        if self.shown.load(Ordering::Acquire) >= horizon.0 {
+            return false;
+        }
+        let settled = Lsn(self.settled.load(Ordering::Acquire));
+        self.lock().hides(tables, settled, horizon)
+    }
+
+    /// Nobody writes, and everything up to here is part of whatever comes: it counts as shown. Gives what the writer
+    /// may not have shown of it.
+    pub fn go_by_majority(&self, written: Lsn) -> Vec<Xid> {
+        let before = self.settled.fetch_max(written.0, Ordering::AcqRel);
+        if before >= written.0 {
+            return Vec::new();
+        }
+        self.lock().unshown(written)
     }
 
     /// Until the writer shows everything of these tables up to `horizon`. Dropping it is harmless.
@@ -207,8 +224,8 @@ impl Sight {
             asked += 1;
             answers.borrow_and_update();
             self.asker.ask();
-            // The sender lives as long as the asker does.
-            let _ = answers.changed().await;
+            // The sender lives as long as the asker does. Where the writer is away it says nothing any more.
+            let _ = tokio::time::timeout(RETRY, answers.changed()).await;
         }
     }
 
@@ -355,5 +372,20 @@ mod tests {
         sight.learn("101:101:");
         assert!(!sight.hides(&Tables::All, sight.horizon(node)));
         assert_eq!(sight.shown.load(Ordering::Acquire), 10);
+    }
+
+    #[test]
+    fn where_nobody_writes_what_a_majority_has_is_given_out_and_owed() {
+        let (sight, node) = (sight(), NodeId(1));
+        unit(&sight, 10, 100);
+        unit(&sight, 20, 101);
+        sight.applied(node, Lsn(20));
+        assert!(sight.hides(&Tables::All, sight.horizon(node)));
+        assert_eq!(sight.go_by_majority(Lsn(10)), [Xid(100)]);
+        assert!(!sight.hides(&Tables::All, Lsn(10)));
+        assert!(sight.hides(&Tables::All, sight.horizon(node)));
+        assert_eq!(sight.go_by_majority(Lsn(10)), []);
+        assert_eq!(sight.go_by_majority(Lsn(20)), [Xid(100), Xid(101)]);
+        assert!(!sight.hides(&Tables::All, sight.horizon(node)));
     }
 }

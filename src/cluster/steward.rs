@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -71,6 +72,8 @@ pub struct Steward {
     former: Mutex<Vec<Former>>,
     /// How the writer does.
     pub(super) standing: watch::Sender<Standing>,
+    /// It has served in this term.
+    pub(super) served: AtomicBool,
     pub(super) tasks: TaskTracker,
     pub(super) cancel: CancellationToken,
     pub(super) watchers: TaskTracker,
@@ -137,6 +140,7 @@ impl Steward {
             commits: Arc::clone(&common.commits),
             former: Mutex::new(former),
             standing: watch::Sender::new(Standing::Beginning),
+            served: AtomicBool::new(false),
             tasks,
             cancel,
             watchers: TaskTracker::new(),

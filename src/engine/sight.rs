@@ -86,10 +86,17 @@ impl Units {
         !lacking.any(|(end, touched)| *end <= acknowledged && touched.meet(tables))
     }
 
-    /// Whether the writer may not show yet a unit up to `horizon` that touches `tables`.
-    pub fn hides(&self, tables: &Tables, horizon: Lsn) -> bool {
+    /// Whether the writer may not show yet a unit up to `horizon` that touches `tables`. Those up to `settled` are part
+    /// of whatever comes, and nobody asks the writer.
+    pub fn hides(&self, tables: &Tables, settled: Lsn, horizon: Lsn) -> bool {
         let mut within = self.hidden.iter().take_while(|unit| unit.end <= horizon);
-        within.any(|unit| unit.tables.meet(tables))
+        within.any(|unit| unit.end > settled && unit.tables.meet(tables))
+    }
+
+    /// The transactions up to `end` of which it is not known that the writer shows them.
+    pub fn unshown(&self, end: Lsn) -> Vec<Xid> {
+        let within = self.hidden.iter().take_while(|unit| unit.end <= end);
+        within.map(|unit| unit.xid).collect()
     }
 
     /// The writer was seen to show those transactions of which `shows` says so; it shows what it has shown.
@@ -115,6 +122,8 @@ mod tests {
     use super::*;
     use crate::ids::TableId;
 
+    const NOTHING: Lsn = Lsn(0);
+
     fn table(name: &str) -> Tables {
         Tables::these([TableId::of("public", name)])
     }
@@ -135,11 +144,11 @@ mod tests {
         units.decoded(Lsn(20), Xid(2), table("c"));
         for touched in ["b", "c"] {
             assert!(!units.is_fresh(&table(touched), Lsn(10), Lsn(20)));
-            assert!(units.hides(&table(touched), Lsn(20)));
-            assert!(!units.hides(&table(touched), Lsn(19)));
+            assert!(units.hides(&table(touched), NOTHING, Lsn(20)));
+            assert!(!units.hides(&table(touched), NOTHING, Lsn(19)));
         }
         units.shown(|xid| xid == Xid(2));
-        assert!(!units.hides(&table("c"), Lsn(20)));
+        assert!(!units.hides(&table("c"), NOTHING, Lsn(20)));
     }
 
     #[test]
@@ -179,12 +188,14 @@ mod tests {
     fn an_answer_waits_for_what_may_be_in_it_and_no_more() {
         let mut units = units(&[(10, 1, "a"), (20, 2, "b"), (30, 3, "a")]);
         assert_eq!(units.all_shown(), Lsn(9));
-        assert!(!units.hides(&table("a"), Lsn(9)));
-        assert!(units.hides(&table("a"), Lsn(10)));
-        assert!(!units.hides(&table("b"), Lsn(19)) && units.hides(&Tables::All, Lsn(10)));
+        assert!(!units.hides(&table("a"), NOTHING, Lsn(9)));
+        assert!(units.hides(&table("a"), NOTHING, Lsn(10)));
+        assert!(!units.hides(&table("b"), NOTHING, Lsn(19)));
+        assert!(units.hides(&Tables::All, NOTHING, Lsn(10)));
         units.shown(|xid| xid != Xid(2));
         assert_eq!(units.all_shown(), Lsn(19));
-        assert!(!units.hides(&table("a"), Lsn(30)) && units.hides(&table("b"), Lsn(30)));
+        assert!(!units.hides(&table("a"), NOTHING, Lsn(30)));
+        assert!(units.hides(&table("b"), NOTHING, Lsn(30)));
         units.shown(|_| true);
         assert_eq!((units.all_shown(), units.hidden()), (Lsn(30), 0));
         // Decoded again after a broken stream.

@@ -172,19 +172,33 @@ impl Session {
         self.deferred.waits() && self.deferred.reads().is_some() && !self.ways.no_blocks
     }
 
-    /// What reads nothing and may run on any node: the read-only port does not trouble the writer with it.
+    /// Whether the writer is to be left alone while a follower can answer: by the read-only port, and where there is none.
+    fn spares_writer(&self) -> bool {
+        self.read_only || self.office.is_headless()
+    }
+
+    /// What reads nothing and may run on any node: the writer that is to be left alone is not troubled with it.
     fn is_idle_talk(&self, brief: &Brief) -> bool {
-        if !self.read_only || self.status != Status::Idle || brief.read_write {
+        if !self.spares_writer() || self.status != Status::Idle || brief.read_write {
             return false;
         }
         let begins = brief.begins.and_then(|modes| self.reads_only(modes));
-        begins.is_some() && !self.ways.no_blocks
-            || brief.inside != Inside::Foreign && brief.control == Control::None
+        // There is no transaction to be ended.
+        let ends_none = matches!(
+            brief.control,
+            Control::None | Control::Commit { chain: false } | Control::Rollback { chain: false }
+        );
+        begins.is_some() && !self.ways.no_blocks || brief.inside != Inside::Foreign && ends_none
     }
 
     /// See [`State::reads_only`](crate::session::state::State::reads_only).
     pub(super) fn reads_only(&self, modes: Modes) -> Option<bool> {
         let reads = self.ways.reads().filter(|_| !self.ways.are_closed());
+        // Where nobody writes, a transaction that does not insist on writing reads.
+        let read_only = modes
+            .read_only
+            .or(self.office.is_headless().then_some(true));
+        let modes = Modes { read_only, ..modes };
         reads.and_then(|_| self.state.reads_only(modes))
     }
 
@@ -257,13 +271,13 @@ impl Session {
         let mut without = Vec::new();
         loop {
             let office = self.hear();
-            let writer = (office.writer, !self.read_only && office.serves());
+            let writer = (office.writer, !self.spares_writer() && office.serves());
             let pools = &self.shared.pools;
             let chosen = self
                 .ways
                 .choose(pools, tables, consistency, writer, &without);
             let Chosen::Follower(node) = chosen else {
-                if !self.read_only {
+                if !self.spares_writer() {
                     self.time_writer();
                     return Ok(None);
                 }

@@ -181,14 +181,9 @@ impl Session {
 
     /// Why something needs the majority that there is not, if so.
     pub(super) fn without_quorum(&self, risk: Risk, commits: bool) -> Option<ClientError> {
-        let State::ReadOnly { in_sync, nodes } = self.office.state else {
-            return None;
-        };
+        let (in_sync, total) = self.office.lacks_majority()?;
         let writes = risk > Risk::None && !commits && self.status != Status::Failed;
-        writes.then_some(ClientError::NoQuorum {
-            in_sync,
-            total: nodes,
-        })
+        writes.then_some(ClientError::NoQuorum { in_sync, total })
     }
 
     /// Keeps the message at the front, where it may have to be run again. Whether it did.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use std::time::{Duration, Instant};
 
-use crate::cluster::office::{Heard, Office, State, Told, first};
+use crate::cluster::office::{Heard, Office, Told, first};
 use crate::cluster::service::Answer;
 use crate::config::Config;
 use crate::error::ClientError;
@@ -248,7 +248,7 @@ fn tell(
         former = shared.node_name(former.writer),
         writer = shared.node_name(office.writer),
         term = office.term.0,
-        read_only = matches!(office.state, State::ReadOnly { .. }),
+        read_only = office.lacks_majority().is_some(),
         ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
         moved = met(Outcome::Moved),
         again = met(Outcome::Again),

@@ -181,6 +181,76 @@ async fn without_followers_writes_are_refused_at_once_and_reads_go_on() {
     assert!(books.count("write 25006") > 0, "{:?}", books.counts);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn with_the_writer_and_a_follower_killed_reads_go_on_and_writes_are_refused_at_once() {
+    one_follower_is_left(Fault::Killed).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_the_writer_frozen_and_a_follower_killed_reads_go_on_and_writes_are_refused_at_once() {
+    one_follower_is_left(Fault::Frozen).await;
+}
+
+/// The writer and a follower are struck at once; the other follower has everything soon, and is read from.
+async fn one_follower_is_left(fault: Fault) {
+    const COUNT: &str = "select count(*) from kept";
+    let mut run = Run::start(seed(), Duration::ZERO).await;
+    let client = run.cluster.client().await;
+    let reader = run.cluster.reader().await;
+    tools::run(&client, "create table kept (a int)").await;
+    let writer = some_writer(&run.cluster).await;
+    let follower = (writer + 1) % run.cluster.nodes();
+    run.moment(Duration::from_secs(1)).await;
+    for n in 0..20 {
+        tools::run(&client, &format!("insert into kept values ({n})")).await;
+    }
+    run.strike(follower, Fault::Killed);
+    run.strike(writer, fault);
+    let refusal = async |sql: &str| {
+        let refused = client.batch_execute(sql).await.err()?;
+        let code = refused.code().map(|code| code.code().to_owned());
+        // A Query that failed midway leaves its transaction to be ended.
+        tools::run(&client, "rollback").await;
+        code
+    };
+    until("writes are refused", || async {
+        refusal("update kept set a = 0 where false")
+            .await
+            .as_deref()
+            == Some("25006")
+    })
+    .await;
+    for n in 0..10 {
+        for sql in [
+            format!("insert into kept values ({n})"),
+            format!("begin; insert into kept values ({n}); commit"),
+            "create table never (a int)".to_owned(),
+        ] {
+            let began = Instant::now();
+            assert_eq!(refusal(&sql).await.as_deref(), Some("25006"), "{sql}");
+            assert!(began.elapsed() < AT_ONCE, "{sql}: {:?}", began.elapsed());
+        }
+        assert_eq!(ask(&client, COUNT).await, "20");
+        assert_eq!(ask(&reader, COUNT).await, "20");
+        tools::run(&client, "begin").await;
+        assert_eq!(ask(&client, COUNT).await, "20");
+        tools::run(&client, "commit").await;
+    }
+    run.mend(follower, Fault::Killed);
+    until("somebody writes", || async {
+        client
+            .batch_execute("insert into kept values (20)")
+            .await
+            .is_ok()
+    })
+    .await;
+    assert_eq!(ask(&client, COUNT).await, "21");
+    run.mend(writer, fault);
+    run.crowd.lines(LINES).await;
+    let out = (!is_back(&run.cluster, writer).await).then_some(writer);
+    run.finish(out).await;
+}
+
 /// The proxy shows it as down within this time.
 async fn down(cluster: &TestCluster, node: usize, limit: Duration) {
     let what = format!("node{} is shown as down", node + 1);
