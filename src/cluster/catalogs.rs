@@ -89,6 +89,25 @@ impl Catalogs {
         self.more.notify_one();
     }
 
+    /// A database has a stream from now on: its names are loaded, unless they are known.
+    pub fn expect(&self, database: &str) {
+        if self.get(database).is_blind() {
+            self.mark_stale(database, None);
+        }
+    }
+
+    /// Another writer that has everything the one before had: the same names stand for the same there. What is in
+    /// doubt is loaded from it; transactions have other numbers.
+    pub fn hand_on(&self) {
+        let mut stale = self.stale();
+        stale.clear();
+        let snapshots = self.snapshots.load();
+        let doubted = snapshots.iter().filter(|(_, known)| known.is_blind());
+        stale.extend(doubted.map(|(database, _)| (database.clone(), BTreeSet::new())));
+        drop(stale);
+        self.more.notify_one();
+    }
+
     /// Another writer: what was known of the one before, its transactions' numbers too, says nothing of this one.
     pub fn forget_all(&self) {
         self.stale().clear();
@@ -306,5 +325,28 @@ mod tests {
         catalogs.publish("a", loaded);
         catalogs.gather(&mut waiting);
         assert!(waiting.is_empty() && catalogs.get("a").is_blind());
+    }
+
+    #[test]
+    fn names_outlive_a_planned_change_of_writer_unless_they_are_in_doubt() {
+        let catalogs = Catalogs::default();
+        let loaded = |generation| Catalog::from_rows(generation, []);
+        let mut waiting = BTreeMap::new();
+        catalogs.expect("a");
+        catalogs.gather(&mut waiting);
+        catalogs.publish("a", loaded);
+        catalogs.mark_stale("b", Some(7));
+        let known = catalogs.get("a").generation();
+        catalogs.hand_on();
+        // The next steward's streams begin, and its loader.
+        catalogs.expect("a");
+        catalogs.expect("b");
+        waiting.clear();
+        catalogs.gather(&mut waiting);
+        assert_eq!(catalogs.get("a").generation(), known);
+        assert!(!catalogs.get("a").is_blind() && !waiting.contains_key("a"));
+        assert!(waiting["b"].xids.is_empty());
+        catalogs.forget_all();
+        assert!(catalogs.get("a").is_blind());
     }
 }

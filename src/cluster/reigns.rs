@@ -200,7 +200,11 @@ impl Cluster {
         steward.abdicate().await;
         let prepared = self.bring_up(steward.writer, wanted).await;
         let former = self.former(steward, &prepared).await;
-        self.common.catalogs.forget_all();
+        if wanted == Some(prepared.writer) {
+            self.common.catalogs.hand_on();
+        } else {
+            self.common.catalogs.forget_all();
+        }
         let next = Steward::start(&self.common, prepared, Some(&steward.view()), former);
         self.current.store(Arc::clone(&next));
         steward.stop().await;

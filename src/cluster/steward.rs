@@ -261,7 +261,7 @@ impl Steward {
     }
 
     fn replicate(&self, database: &str, places: &DatabasePlaces) {
-        self.catalogs.mark_stale(database, None);
+        self.catalogs.expect(database);
         let login = |user: &str, secret: Secret| Login {
             user: user.to_owned(),
             database: database.to_owned(),
