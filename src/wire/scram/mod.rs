@@ -8,11 +8,12 @@ pub mod client;
 pub mod server;
 pub mod verifier;
 
+use std::num::NonZeroU32;
+
 use crate::wire::error::ScramError;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use hmac::{Hmac, Mac};
-use sha2::{Digest, Sha256};
+use ring::{digest, hmac as mac, pbkdf2};
 
 /// The mechanism without channel binding.
 pub const MECHANISM: &str = "SCRAM-SHA-256";
@@ -31,17 +32,22 @@ const BINDING_HEADER: &str = "p=tls-server-end-point,,";
 pub type Key = [u8; 32];
 
 fn hmac(key: &[u8], parts: &[&[u8]]) -> Key {
-    // `Hmac` takes keys of any length, so the error cannot occur.
-    #[allow(clippy::unwrap_used)]
-    let mut mac = Hmac::<Sha256>::new_from_slice(key).unwrap();
+    let mut context = mac::Context::with_key(&mac::Key::new(mac::HMAC_SHA256, key));
     for part in parts {
-        mac.update(part);
+        context.update(part);
     }
-    mac.finalize().into_bytes().into()
+    as_key(context.sign().as_ref())
 }
 
 fn hash(bytes: &[u8]) -> Key {
-    Sha256::digest(bytes).into()
+    as_key(digest::digest(&digest::SHA256, bytes).as_ref())
+}
+
+/// Of a hash, which is as long as a key.
+fn as_key(hash: &[u8]) -> Key {
+    let mut key = Key::default();
+    key.copy_from_slice(hash);
+    key
 }
 
 fn xor(left: &Key, right: &Key) -> Key {
@@ -50,18 +56,12 @@ fn xor(left: &Key, right: &Key) -> Key {
 
 /// PBKDF2 with HMAC-SHA-256 and one block, RFC 5802's `Hi`.
 fn salted(password: &[u8], salt: &[u8], iterations: u32) -> Key {
-    // `Hmac` takes keys of any length, so the error cannot occur.
-    #[allow(clippy::unwrap_used)]
-    let keyed = Hmac::<Sha256>::new_from_slice(password).unwrap();
-    let mut last: Key = hmac(password, &[salt, &[0, 0, 0, 1]]);
-    let mut sum = last;
-    for _ in 1..iterations {
-        let mut mac = keyed.clone();
-        mac.update(&last);
-        last = mac.finalize().into_bytes().into();
-        sum = xor(&sum, &last);
-    }
-    sum
+    let mut key = Key::default();
+    // No count is below 1.
+    let iterations = NonZeroU32::new(iterations).unwrap_or(NonZeroU32::MIN);
+    let algorithm = pbkdf2::PBKDF2_HMAC_SHA256;
+    pbkdf2::derive(algorithm, iterations, salt, password, &mut key);
+    key
 }
 
 /// `SASLprep`; what it does not allow stays as it is, as `PostgreSQL` does.
