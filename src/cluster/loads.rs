@@ -196,14 +196,15 @@ mod tests {
         load.set_serves(false);
         assert!(gone.is_cancelled());
         assert_eq!(load.latency_ms(), None);
-        load.probed(Duration::from_millis(4));
-        assert!(load.candidate(0, false).latency_ms > 3.9);
-        load.probed(Duration::from_millis(8));
-        assert!(load.candidate(0, false).latency_ms < 3.0);
+        load.probed(Duration::from_micros(800));
+        assert!(load.candidate(0, false).latency_ms > 0.7);
+        load.probed(Duration::from_micros(1600));
+        assert!(load.candidate(0, false).latency_ms < 0.7);
         load.probed(Duration::from_millis(80));
-        assert!(load.candidate(0, false).latency_ms > 40.0);
+        let slow = load.candidate(0, false).latency_ms;
+        assert!(slow > 1.2, "{slow}");
         load.answered(Duration::from_millis(40));
         load.probed(Duration::from_millis(1));
-        assert!(load.candidate(0, false).latency_ms > 39.0);
+        assert!(load.candidate(0, false).latency_ms > slow);
     }
 }

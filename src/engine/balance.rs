@@ -50,9 +50,20 @@ pub fn choose(candidates: &[Candidate], last: Option<usize>, dice: u64) -> Optio
     Some(if better { second } else { first })
 }
 
-/// A moving average of which the newest value makes `share`.
+/// One value counts as at most so many times what is known, or as [`NOT_MUCH`]: the first read over a new connection
+/// takes long on any node, which would be left alone for seconds because of it. One that has become slow is found by
+/// its next few answers.
+const OUTLIER: f64 = 4.0;
+/// Milliseconds that are no outlier in any case.
+const NOT_MUCH: f64 = 1.0;
+
+/// A moving average, in milliseconds, of which the newest value makes `share`.
 pub fn average(known: Option<f64>, value: f64, share: f64) -> f64 {
-    known.map_or(value, |known| known + (value - known) * share)
+    let Some(known) = known else {
+        return value.min(NOT_MUCH);
+    };
+    let value = value.min((known * OUTLIER).max(NOT_MUCH));
+    known + (value - known) * share
 }
 
 #[cfg(test)]
@@ -104,7 +115,13 @@ mod tests {
 
     #[test]
     fn averages_move() {
-        assert!((average(None, 4.0, 0.5) - 4.0).abs() < 1e-9);
+        assert!((average(None, 0.5, 0.5) - 0.5).abs() < 1e-9);
+        assert!((average(None, 60.0, 0.5) - NOT_MUCH).abs() < 1e-9);
         assert!((average(Some(2.0), 4.0, 0.5) - 3.0).abs() < 1e-9);
+        // One slow answer is nothing, several are found.
+        let once = average(Some(1.0), 60.0, 0.05);
+        assert!(once < 1.0 / ALIKE, "{once}");
+        let often = (0..10).fold(1.0, |known, _| average(Some(known), 60.0, 0.05));
+        assert!(often > 1.0 / ALIKE, "{often}");
     }
 }
