@@ -18,6 +18,7 @@ use super::taking_office::Office;
 use crate::config::Config;
 use crate::ids::{Epoch, Lsn, NodeId, UnitId, origin_name, slot_name};
 use crate::node::control::{self, Control, ControlError, ServerFacts, State};
+use crate::node::spares::Spares;
 
 /// For what a node is asked first.
 const REACH: Duration = Duration::from_secs(10);
@@ -159,6 +160,8 @@ pub struct How {
     pub armed: BTreeSet<NodeId>,
     /// Connections that are kept for a moment.
     pub keeper: Arc<Keeper>,
+    /// Connections that were opened ahead.
+    pub spares: Arc<Spares>,
 }
 
 impl How {

@@ -7,12 +7,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
+
 use super::office::State;
 use super::reigns::Cluster;
 use super::sequences;
 use super::steward::Steward;
 use super::view::Status;
 use crate::ids::{Lsn, NodeId, UnitId};
+use crate::node::canary::Canary;
 use crate::node::control::{self, ControlError};
 use crate::node::office;
 
@@ -20,6 +23,9 @@ use crate::node::office;
 const DRAIN: Duration = Duration::from_secs(10);
 /// For the chosen node to have everything then.
 const LEVEL: Duration = Duration::from_secs(5);
+/// For connections to be opened ahead of it, and those of so many databases at most.
+const PREPARE: Duration = Duration::from_secs(2);
+const PREPARED_MAX: usize = 8;
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(2);
 
@@ -70,6 +76,7 @@ impl Cluster {
             });
         }
         steward.hasten_slots(node).await;
+        self.prepare(steward, node).await;
         self.tell(steward, State::Closing);
         if let Err(error) = self.close(steward, node).await {
             if steward.cancel.is_cancelled() {
@@ -78,6 +85,7 @@ impl Cluster {
             } else {
                 self.tell(steward, State::Open);
             }
+            self.common.spares.clear();
             return Err(error);
         }
         self.follow(steward, Some(node)).await;
@@ -86,6 +94,36 @@ impl Cluster {
             return Ok(());
         }
         Err(HandoverError::Other(view.nodes[writer.0].name.clone()))
+    }
+
+    /// Opens what the change is going to need, while clients are still served. It is of use, not of need.
+    async fn prepare(&self, steward: &Arc<Steward>, next: NodeId) {
+        let streams = steward.replicator.streams().into_iter();
+        let databases: Vec<String> = streams.map(|(_, name)| name).take(PREPARED_MAX).collect();
+        let nodes = (0..self.common.config.nodes.len()).map(NodeId);
+        let places: Vec<(NodeId, &String)> = nodes
+            .flat_map(|node| databases.iter().map(move |name| (node, name)))
+            .collect();
+        let (control, keeper) = (&self.common.control, &self.common.keeper);
+        let clients = places.iter().map(|(node, name)| keeper.client(control, *node, name));
+        let (mut streams, mut appliers) = (Vec::new(), Vec::new());
+        for (node, name) in &places {
+            if *node == next {
+                streams.push(steward.stream_settings(next, name));
+            } else {
+                appliers.push(steward.applier_settings(*node, name));
+            }
+        }
+        let spares = &self.common.spares;
+        let opened = async {
+            // Who has none opens his own.
+            drop(join_all(clients).await);
+            spares.prepare(&streams, &appliers).await;
+            if let Ok(canary) = Canary::open(control, next).await {
+                spares.put_canary(control.address(next), canary);
+            }
+        };
+        let _ = tokio::time::timeout(PREPARE, opened).await;
     }
 
     /// Until the old writer has left office.
@@ -118,13 +156,14 @@ impl Cluster {
     /// Until nothing is under way on the writer. Nothing new begins there by now.
     async fn drain(&self, steward: &Arc<Steward>) -> Result<(), HandoverError> {
         let began = Instant::now();
-        let mut client = None;
+        let (keeper, control) = (&self.common.keeper, &self.common.control);
+        let client = keeper.client(control, steward.writer(), &control.database);
+        let client = client.await?;
         // Whoever writes there past the proxy is let come to his end too.
         let sql = "select count(*) from pg_stat_activity
                     where backend_type = 'client backend' and backend_xid is not null and pid <> pg_backend_pid()";
         while began.elapsed() < DRAIN {
             if (self.under_way)() == 0 {
-                let client = steward.on_writer(&mut client).await?;
                 let busy: i64 = client
                     .query_one(sql, &[])
                     .await

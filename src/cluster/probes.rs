@@ -174,6 +174,7 @@ impl Steward {
         });
         self.served.store(true, Ordering::Release);
         self.reads.kept_word();
+        self.spares.clear();
         self.carry();
     }
 
@@ -181,7 +182,11 @@ impl Steward {
     /// lead to this run, and to none that comes after it.
     async fn meet(self: &Arc<Self>) -> bool {
         // First, so that the log is this run's.
-        let canary = match Canary::open(&self.control, self.writer).await {
+        let canary = match self.spares.canary(self.control.address(self.writer)) {
+            Some(canary) => Ok(canary),
+            None => Canary::open(&self.control, self.writer).await,
+        };
+        let canary = match canary {
             Ok(canary) => Arc::new(canary),
             Err(error) => {
                 tracing::debug!(%error, "the writer is not there to be met");

@@ -94,6 +94,7 @@ impl Cluster {
             office: served.office,
             canaries: served.canaries,
             keeper,
+            spares: Arc::default(),
             config,
         });
         let armed = prepared.armed.clone();
@@ -338,6 +339,7 @@ impl Cluster {
                 arming: Some(Arming::clone(&self.common.arming)),
                 armed: self.armed().clone(),
                 keeper: Arc::clone(&self.common.keeper),
+                spares: Arc::clone(&self.common.spares),
             };
             match BringUp::new(&self.common.config, &self.common.control, &how)
                 .run()

@@ -37,6 +37,7 @@ use crate::node::backend::{Login, Secret};
 use crate::node::canary::Canaries;
 use crate::node::control::{self, Control, ControlError};
 use crate::node::schema::APPLIER_ROLE;
+use crate::node::spares::Spares;
 use crate::node::stream::StreamSettings;
 
 /// For a writer to begin to serve.
@@ -67,6 +68,7 @@ pub struct Steward {
     pub(super) office: Told,
     pub(super) canaries: Arc<Canaries>,
     pub(super) keeper: Arc<Keeper>,
+    pub(super) spares: Arc<Spares>,
     pub(super) commits: Arc<Commits>,
     /// Terms of which sessions have not been told what became of their commits.
     former: Mutex<Vec<Former>>,
@@ -93,6 +95,7 @@ pub struct Common {
     pub(super) office: Told,
     pub(super) canaries: Arc<Canaries>,
     pub(super) keeper: Arc<Keeper>,
+    pub(super) spares: Arc<Spares>,
 }
 
 impl Steward {
@@ -137,6 +140,7 @@ impl Steward {
             office: common.office.clone(),
             canaries: Arc::clone(&common.canaries),
             keeper: Arc::clone(&common.keeper),
+            spares: Arc::clone(&common.spares),
             commits: Arc::clone(&common.commits),
             former: Mutex::new(former),
             standing: watch::Sender::new(Standing::Beginning),
@@ -239,8 +243,9 @@ impl Steward {
 
     /// The end of what has been put into the writer's log.
     pub(super) async fn writers_end(&self) -> Option<Lsn> {
-        let database = &self.control.database;
-        let client = self.control.connect(self.writer, database).await.ok()?;
+        let (keeper, database) = (&self.keeper, &self.control.database);
+        let client = keeper.client(&self.control, self.writer, database);
+        let client = client.await.ok()?;
         let sql = "select pg_current_wal_insert_lsn()::text";
         let row = client.query_one(sql, &[]).await.ok()?;
         // What an open transaction wrote lies in memory until somebody commits, and the stream sees nothing of it
@@ -262,52 +267,15 @@ impl Steward {
 
     fn replicate(&self, database: &str, places: &DatabasePlaces) {
         self.catalogs.expect(database);
-        let login = |user: &str, secret: Secret| Login {
-            user: user.to_owned(),
-            database: database.to_owned(),
-            secret,
-            parameters: Vec::new(),
-        };
-        let replication = &self.config.replication;
-        let settings = StreamSettings {
-            address: self.control.address(self.writer).clone(),
-            login: login(self.control.user(), self.control.secret()),
-            slot: slot_name(database),
-            offices: self
-                .offices
-                .iter()
-                .map(|(term, lsn)| (*term, *lsn))
-                .collect(),
-            version: self.version,
-            spill_directory: replication.spill_directory.clone(),
-            report_interval: replication.report_interval(),
-            sender_timeout: Duration::from_millis(replication.wal_sender_timeout_ms),
-            timeout: CONNECT,
-        };
+        let settings = self.stream_settings(self.writer, database);
         let mut followers = Vec::new();
         for at in (0..self.config.nodes.len()).filter(|at| NodeId(*at) != self.writer) {
             let node = NodeId(at);
-            let mut login = login(
-                APPLIER_ROLE,
-                Secret::Password(self.arming.applier_password.clone()),
-            );
-            login.parameters = vec![(
-                "application_name".to_owned(),
-                "synapsedb applier".to_owned(),
-            )];
             followers.push(Follower {
                 node,
                 name: self.config.nodes[at].name.clone(),
                 place: places.followers.get(&node).copied().unwrap_or_default(),
-                settings: ApplierSettings {
-                    address: self.control.address(node).clone(),
-                    login,
-                    term: self.term,
-                    horizon: Arc::default(),
-                    superuser: self.control.user().to_owned(),
-                    runner_secret: self.arming.runner_secret.clone(),
-                    timeout: CONNECT,
-                },
+                settings: self.applier_settings(node, database),
                 control: self.control.clone(),
                 arming: Arc::clone(&self.arming),
                 armed: places.followers.contains_key(&node),
@@ -317,9 +285,52 @@ impl Steward {
                 },
             });
         }
-        let bytes = usize::try_from(replication.queue_max_bytes()).unwrap_or(usize::MAX);
+        let bytes = usize::try_from(self.config.replication.queue_max_bytes()).unwrap_or(usize::MAX);
         self.replicator
             .add_database(settings, places.start, followers, bytes);
+    }
+
+    /// How a node's slot of this database is read.
+    pub(super) fn stream_settings(&self, node: NodeId, database: &str) -> StreamSettings {
+        let replication = &self.config.replication;
+        let offices = self.offices.iter();
+        StreamSettings {
+            address: self.control.address(node).clone(),
+            login: Login {
+                user: self.control.user().to_owned(),
+                database: database.to_owned(),
+                secret: self.control.secret(),
+                parameters: Vec::new(),
+            },
+            slot: slot_name(database),
+            offices: offices.map(|(term, lsn)| (*term, *lsn)).collect(),
+            version: self.version,
+            spill_directory: replication.spill_directory.clone(),
+            report_interval: replication.report_interval(),
+            sender_timeout: Duration::from_millis(replication.wal_sender_timeout_ms),
+            timeout: CONNECT,
+            spares: Arc::clone(&self.spares),
+        }
+    }
+
+    /// How this database's applier gets to a node.
+    pub(super) fn applier_settings(&self, node: NodeId, database: &str) -> ApplierSettings {
+        let name = ("application_name".to_owned(), "synapsedb applier".to_owned());
+        ApplierSettings {
+            address: self.control.address(node).clone(),
+            login: Login {
+                user: APPLIER_ROLE.to_owned(),
+                database: database.to_owned(),
+                secret: Secret::Password(self.arming.applier_password.clone()),
+                parameters: vec![name],
+            },
+            term: self.term,
+            horizon: Arc::default(),
+            superuser: self.control.user().to_owned(),
+            runner_secret: self.arming.runner_secret.clone(),
+            timeout: CONNECT,
+            spares: Arc::clone(&self.spares),
+        }
     }
 
     /// A database was made on every node: it is replicated from here on, before anybody uses it.

@@ -7,6 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use futures_util::future::{join_all, try_join_all};
+
 use super::bring_up::{BringUp, BringUpError, Reached};
 use super::meeting::{NEW, STRAYS, moved};
 use crate::engine::council::words::Part;
@@ -134,20 +136,20 @@ impl BringUp<'_> {
         reached: &[Reached],
         known: &BTreeSet<NodeId>,
     ) -> Result<Epoch, BringUpError> {
-        let mut heard = Vec::new();
         let members = || reached.iter().filter(|r| known.contains(&r.node));
-        for node in members() {
+        let heard = try_join_all(members().map(async |node| {
             let promised = office::promised(&node.client).await;
-            heard.push(promised.map_err(self.failed(node.node, "reading its promise"))?);
-        }
-        let epoch = next_epoch(&heard, Epoch(0));
-        for node in members() {
+            promised.map_err(self.failed(node.node, "reading its promise"))
+        }));
+        let epoch = next_epoch(&heard.await?, Epoch(0));
+        try_join_all(members().map(async |node| {
             let promised = office::promise(&node.client, epoch).await;
             if !promised.map_err(self.failed(node.node, "promising an epoch"))? {
                 return Err(self.superseded(node.node));
             }
-            self.end_older(node).await?;
-        }
+            self.end_older(node).await
+        }))
+        .await?;
         Ok(epoch)
     }
 
@@ -162,7 +164,8 @@ impl BringUp<'_> {
     async fn end_older(&self, node: &Reached) -> Result<(), BringUpError> {
         let mut left = 0;
         for _ in 0..ENDING_LOOKS {
-            let older = office::end_older(&node.client).await;
+            let own = self.how.spares.appliers_on(self.control.address(node.node));
+            let older = office::end_older(&node.client, &own).await;
             left = older.map_err(self.failed(node.node, "ending what an older run left there"))?;
             if left == 0 {
                 return Ok(());
@@ -183,29 +186,38 @@ impl BringUp<'_> {
         known: &BTreeSet<NodeId>,
         state: &State,
     ) -> Result<Vec<BTreeMap<NodeId, Facts>>, BringUpError> {
+        let members = reached.iter().filter(|r| known.contains(&r.node));
+        let found = try_join_all(members.map(|node| self.facts_of(node, state))).await?;
+        let members = found.len();
         let mut by_database: BTreeMap<String, BTreeMap<NodeId, Facts>> = BTreeMap::new();
-        let members: Vec<&Reached> = reached.iter().filter(|r| known.contains(&r.node)).collect();
-        for node in &members {
-            let general = self.general_facts(node, state).await?;
-            let databases = control::databases(&node.client).await;
-            for database in databases.map_err(self.failed(node.node, "listing databases"))? {
-                let client = self.client(node.node, &database).await;
-                let client = client.map_err(self.failed(node.node, "connecting"))?;
-                let places = control::applied_places(&client, &database).await;
-                let places = places.map_err(self.failed(node.node, "reading its place"))?;
-                let facts = Facts {
-                    places: moved(places),
-                    ..general.clone()
-                };
-                by_database
-                    .entry(database)
-                    .or_default()
-                    .insert(node.node, facts);
-            }
+        for (node, database, facts) in found.into_iter().flatten() {
+            by_database.entry(database).or_default().insert(node, facts);
         }
         // One that was made or dropped while a node was away is not everywhere yet.
-        let everywhere = |facts: &BTreeMap<NodeId, Facts>| facts.len() == members.len();
+        let everywhere = |facts: &BTreeMap<NodeId, Facts>| facts.len() == members;
         Ok(by_database.into_values().filter(everywhere).collect())
+    }
+
+    async fn facts_of(
+        &self,
+        node: &Reached,
+        state: &State,
+    ) -> Result<Vec<(NodeId, String, Facts)>, BringUpError> {
+        let general = self.general_facts(node, state).await?;
+        let databases = control::databases(&node.client).await;
+        let mut found = Vec::new();
+        for database in databases.map_err(self.failed(node.node, "listing databases"))? {
+            let client = self.client(node.node, &database).await;
+            let client = client.map_err(self.failed(node.node, "connecting"))?;
+            let places = control::applied_places(&client, &database).await;
+            let places = places.map_err(self.failed(node.node, "reading its place"))?;
+            let facts = Facts {
+                places: moved(places),
+                ..general.clone()
+            };
+            found.push((node.node, database, facts));
+        }
+        Ok(found)
     }
 
     async fn general_facts(&self, node: &Reached, known: &State) -> Result<Facts, BringUpError> {
@@ -257,8 +269,11 @@ impl BringUp<'_> {
         writer: NodeId,
     ) -> Result<(), BringUpError> {
         let mut written = BTreeSet::new();
-        for node in reached.iter_mut() {
-            let ok = control::write_state(&node.client, state).await;
+        let writing = reached
+            .iter()
+            .map(|node| control::write_state(&node.client, state));
+        let outcomes = join_all(writing).await;
+        for (node, ok) in reached.iter_mut().zip(outcomes) {
             if ok.map_err(self.failed(node.node, "recording the epoch"))? {
                 written.insert(node.node);
                 node.state = Some(state.clone());

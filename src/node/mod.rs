@@ -20,6 +20,7 @@ pub mod queue;
 pub mod schema;
 pub mod sequences;
 pub mod settings;
+pub mod spares;
 pub mod spill;
 pub mod stream;
 pub mod token;

@@ -88,12 +88,12 @@ pub async fn end_of_log(client: &Client) -> Result<Lsn, ControlError> {
 }
 
 /// Ends what an older run left at work on the node: its appliers, in every database, and the readers of its slots. Gives
-/// how many were there still; to be asked again until there are none.
-pub async fn end_older(client: &Client) -> Result<i64, ControlError> {
+/// how many were there still; to be asked again until there are none. `own` are this process's, and hold nothing.
+pub async fn end_older(client: &Client, own: &[i32]) -> Result<i64, ControlError> {
     let sql = "select count(pg_terminate_backend(pid)) from (
-                 select pid from pg_stat_activity where usename = 'synapsedb_applier' and pid <> pg_backend_pid()
+                 select pid from pg_stat_activity where usename = 'synapsedb_applier' and pid <> all ($1) and pid <> pg_backend_pid()
                  union
                  select active_pid from pg_replication_slots
                   where slot_name like 'synapsedb\\_%' and active_pid is not null) older(pid)";
-    Ok(client.query_one(sql, &[]).await?.get(0))
+    Ok(client.query_one(sql, &[&own]).await?.get(0))
 }

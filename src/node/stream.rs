@@ -7,6 +7,7 @@
 //! units in commit order. It doesn't decide what may be reported.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
@@ -18,6 +19,7 @@ use super::apply::session::ENCODING;
 use super::assemble::{AssembleError, Assembled, Assembler};
 use super::backend::{Address, Backend, BackendError, Login, server_error};
 use super::outcomes::rolled_back;
+use super::spares::Spares;
 use crate::engine::confirm::Report;
 use crate::ids::{Epoch, Lsn, SYNAPSEDB};
 use crate::wire::error::WireError;
@@ -82,6 +84,8 @@ pub struct StreamSettings {
     pub sender_timeout: Duration,
     /// For connecting.
     pub timeout: Duration,
+    /// Where a connection may have been opened ahead.
+    pub spares: Arc<Spares>,
 }
 
 impl StreamSettings {
@@ -128,15 +132,16 @@ impl Stream {
         };
         let mut asks = settings.login.clone();
         asks.parameters.extend(startup_parameters(settings, ASKS));
-        let mut login = settings.login.clone();
-        login.parameters.extend(startup_parameters(settings, name));
-        let replication = ("replication".to_owned(), "database".to_owned());
-        login.parameters.push(replication);
-        let mut backend = Backend::connect(&settings.address, &login, settings.timeout).await?;
-        backend
-            .limit_receiving(UNREAD_BYTES, READ_BYTES)
-            .map_err(BackendError::from)?;
-        backend.query(ENCODING).await?;
+        let database = &settings.login.database;
+        let spare = settings.spares.stream(&settings.address, database);
+        let named = match spare {
+            Some(spare) => call(spare, name).await.ok(),
+            None => None,
+        };
+        let mut backend = match named {
+            Some(backend) => backend,
+            None => call(connect(settings).await?, name).await?,
+        };
         // What it repeated as a follower is part of the history too. Before 16 all is sent.
         let origin = if settings.version >= 16 {
             ", origin 'any'"
@@ -298,6 +303,28 @@ impl Stream {
 /// commits in between, which wrote nothing that is replicated, are released together with that one.
 fn releases(last: Report, report: Report) -> bool {
     report.unit > last.unit || report.write > last.write && !report.bounded
+}
+
+/// A connection over which a slot can be read; it bears no name that matters.
+pub(super) async fn connect(settings: &StreamSettings) -> Result<Backend, BackendError> {
+    let mut login = settings.login.clone();
+    let parameters = startup_parameters(settings, SLOT_READER);
+    login.parameters.extend(parameters);
+    let replication = ("replication".to_owned(), "database".to_owned());
+    login.parameters.push(replication);
+    let mut backend = Backend::connect(&settings.address, &login, settings.timeout).await?;
+    backend.limit_receiving(UNREAD_BYTES, READ_BYTES)?;
+    backend.query(ENCODING).await?;
+    Ok(backend)
+}
+
+/// Gives the connection the name by which the writer knows whether it is its standby.
+async fn call(mut backend: Backend, name: &str) -> Result<Backend, BackendError> {
+    if name != SLOT_READER {
+        let sql = format!("set application_name = '{name}'");
+        backend.query(&sql).await?;
+    }
+    Ok(backend)
 }
 
 /// Settings that decide how values become text, given where no ALTER ROLE or ALTER DATABASE can

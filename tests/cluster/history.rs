@@ -105,6 +105,7 @@ async fn read(
         report_interval: Duration::from_millis(100),
         sender_timeout: Duration::from_secs(60),
         timeout: PATIENCE,
+        spares: Arc::default(),
     };
     let (reports, mut told) = watch::channel(Report::default());
     let (sender, mut reading) = watch::channel(Lsn(0));
@@ -224,6 +225,7 @@ async fn start(cluster: &TestCluster, at: usize, term: Epoch) -> (Applier, UnitI
         horizon: Arc::default(),
         runner_secret: "secret".to_owned(),
         timeout: PATIENCE,
+        spares: Arc::default(),
     };
     Applier::start(&settings).await.expect("it is armed")
 }

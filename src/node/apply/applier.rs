@@ -169,6 +169,11 @@ impl Applier {
         self.pipeline.broken().await.into()
     }
 
+    /// The server process behind its connection.
+    pub fn process_id(&self) -> u32 {
+        self.pipeline.process_id()
+    }
+
     /// Whose units it can repeat.
     pub fn term(&self) -> Epoch {
         self.term

@@ -73,6 +73,11 @@ impl Pipeline {
         }
     }
 
+    /// The server process behind the connection.
+    pub fn process_id(&self) -> u32 {
+        self.backend.process_id
+    }
+
     /// Says what the following statements are for, should one fail.
     pub fn note(&mut self, note: impl FnOnce() -> String) {
         // Notes are kept per batch; the caller adds one per unit, not per row.

@@ -19,6 +19,7 @@ use crate::engine::care::Care;
 use crate::ids::{Epoch, UnitId, origin_name};
 use crate::node::backend::{Address, Backend, Login};
 use crate::node::places::Places;
+use crate::node::spares::Spares;
 use crate::node::unit::Unit;
 
 /// What an applier needs to know once.
@@ -38,6 +39,8 @@ pub struct ApplierSettings {
     pub runner_secret: String,
     /// For connecting.
     pub timeout: Duration,
+    /// Where a connection may have been opened ahead.
+    pub spares: Arc<Spares>,
 }
 
 impl Applier {
@@ -47,14 +50,32 @@ impl Applier {
     /// The origin admits one process at a time, so a stale applier (of a proxy that was killed) makes
     /// this fail with 55006 until it is gone.
     pub async fn start(settings: &ApplierSettings) -> Result<(Self, UnitId), ApplyError> {
-        let mut applier = Self::connect(settings).await?;
+        let spare = settings.spares.applier(&settings.address, &settings.login.database);
+        if let Some(spare) = spare
+            && let Ok(started) = spare.working_for(settings).begin().await
+        {
+            return Ok(started);
+        }
+        Self::connect(settings).await?.begin().await
+    }
+
+    async fn begin(self) -> Result<(Self, UnitId), ApplyError> {
+        let mut applier = self;
         let place = applier.take_origin().await?;
         applier.pipeline.commit().await?;
         Ok((applier, place))
     }
 
+    /// The same connection for another term.
+    fn working_for(mut self, settings: &ApplierSettings) -> Self {
+        self.term = settings.term;
+        self.origin = origin_name(settings.term, &settings.login.database);
+        self.horizon = Arc::clone(&settings.horizon);
+        self
+    }
+
     /// Connects, without the origin: what it commits so has no place.
-    pub(super) async fn connect(settings: &ApplierSettings) -> Result<Self, ApplyError> {
+    pub(in crate::node) async fn connect(settings: &ApplierSettings) -> Result<Self, ApplyError> {
         let mut backend =
             Backend::connect(&settings.address, &settings.login, settings.timeout).await?;
         backend.query(&session()).await?;
