@@ -105,7 +105,9 @@ impl Cluster {
             .flat_map(|node| databases.iter().map(move |name| (node, name)))
             .collect();
         let (control, keeper) = (&self.common.control, &self.common.keeper);
-        let clients = places.iter().map(|(node, name)| keeper.client(control, *node, name));
+        let clients = places
+            .iter()
+            .map(|(node, name)| keeper.client(control, *node, name));
         let (mut streams, mut appliers) = (Vec::new(), Vec::new());
         for (node, name) in &places {
             if *node == next {

@@ -176,12 +176,20 @@ impl Steward {
         }
     }
 
+    /// A little later: those who have waited for a writer come first.
+    async fn at_leisure(&self, pause: Duration) {
+        self.cancel
+            .run_until_cancelled(tokio::time::sleep(pause))
+            .await;
+    }
+
     /// Starts what goes on beside the streams.
     fn begin(self: &Arc<Self>) {
         for at in 0..self.config.nodes.len() {
             let this = Arc::clone(self);
             self.watchers.spawn(async move {
                 this.settled().await;
+                this.at_leisure(MOMENT / 2).await;
                 this.probe(NodeId(at)).await;
             });
         }
@@ -194,10 +202,12 @@ impl Steward {
         self.spawn(|this| async move { this.record_fences().await });
         self.spawn(|this| async move {
             this.settled().await;
+            this.at_leisure(MOMENT).await;
             this.audit().await;
         });
         self.spawn(|this| async move {
             this.settled().await;
+            this.at_leisure(MOMENT).await;
             this.watch_builds().await;
         });
         self.spawn(|this| async move { this.serve_reads().await });
@@ -285,7 +295,8 @@ impl Steward {
                 },
             });
         }
-        let bytes = usize::try_from(self.config.replication.queue_max_bytes()).unwrap_or(usize::MAX);
+        let bytes =
+            usize::try_from(self.config.replication.queue_max_bytes()).unwrap_or(usize::MAX);
         self.replicator
             .add_database(settings, places.start, followers, bytes);
     }
@@ -315,7 +326,10 @@ impl Steward {
 
     /// How this database's applier gets to a node.
     pub(super) fn applier_settings(&self, node: NodeId, database: &str) -> ApplierSettings {
-        let name = ("application_name".to_owned(), "synapsedb applier".to_owned());
+        let name = (
+            "application_name".to_owned(),
+            "synapsedb applier".to_owned(),
+        );
         ApplierSettings {
             address: self.control.address(node).clone(),
             login: Login {

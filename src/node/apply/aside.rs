@@ -29,6 +29,8 @@ use crate::sql::aside::concurrent_form;
 use crate::sql::pieces;
 
 /// After a build failed, until it is tried again.
+/// Before it looks for what is pending, where nobody tells it to.
+const AT_LEISURE: Duration = Duration::from_millis(400);
 const RETRY: Duration = Duration::from_secs(5);
 
 /// So often the writer is asked for an index whose command has come, and so far apart: its commit is about to show.
@@ -160,6 +162,11 @@ impl Aside {
 
     /// Works until dropped. A build under way is then ended by the server and begun anew next time.
     pub async fn run(&self) {
+        // Commits may have waited for this connection's appliers, and they come first.
+        tokio::select! {
+            () = self.more.notified() => {}
+            () = tokio::time::sleep(AT_LEISURE) => {}
+        }
         // What an earlier process began may be anything by now.
         let mut clear = true;
         loop {

@@ -50,7 +50,9 @@ impl Applier {
     /// The origin admits one process at a time, so a stale applier (of a proxy that was killed) makes
     /// this fail with 55006 until it is gone.
     pub async fn start(settings: &ApplierSettings) -> Result<(Self, UnitId), ApplyError> {
-        let spare = settings.spares.applier(&settings.address, &settings.login.database);
+        let spare = settings
+            .spares
+            .applier(&settings.address, &settings.login.database);
         if let Some(spare) = spare
             && let Ok(started) = spare.working_for(settings).begin().await
         {
