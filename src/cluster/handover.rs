@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
+use futures_util::future::{join_all, try_join_all};
 
 use super::office::State;
 use super::reigns::Cluster;
@@ -189,16 +189,18 @@ impl Cluster {
     ) -> Result<(), ControlError> {
         let (control, term, writer) = (&self.common.control, steward.term, steward.writer());
         let keeper = &self.common.keeper;
-        for (_, database) in steward.replicator.streams() {
+        let streams = steward.replicator.streams().into_iter();
+        let noting = streams.map(async |(_, database)| {
             let theirs = keeper.client(control, next, &database).await?;
             let places = control::applied_places(&theirs, &database).await?;
             let Some(place) = places.0.get(&term).filter(|lsn| lsn.0 > 0) else {
-                continue;
+                return Ok(());
             };
             let ours = keeper.client(control, writer, &database).await?;
             let place = UnitId { term, lsn: *place };
-            control::set_place(&ours, &database, place).await?;
-        }
+            control::set_place(&ours, &database, place).await
+        });
+        try_join_all(noting).await?;
         let client = keeper.client(control, writer, &control.database).await?;
         office::leave(&client, term, end).await
     }

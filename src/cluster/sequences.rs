@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use futures_util::future::try_join_all;
+
 use super::bring_up::{BringUp, BringUpError, Reached};
 use super::replicator::{Replicator, State};
 use super::steward::Steward;
@@ -382,15 +384,16 @@ impl BringUp<'_> {
 
 /// Makes the sequences of all followers stand exactly where those of a writer stand that hands out no more.
 pub(super) async fn copy_all(steward: &Steward) -> Result<(), ControlError> {
-    for (_, database) in steward.replicator.streams() {
-        let keeper = &steward.keeper;
-        let control = &steward.control;
+    let (keeper, control) = (&steward.keeper, &steward.control);
+    let streams = steward.replicator.streams().into_iter();
+    let copying = streams.map(async |(_, database)| {
         let client = keeper.client(control, steward.writer, &database).await?;
         let found = sequences::read(&client).await?.read;
-        for node in steward.raisable() {
+        let nodes = steward.raisable().into_iter().map(async |node| {
             let client = keeper.client(control, node, &database).await?;
-            sequences::copy(&client, &found).await?;
-        }
-    }
-    Ok(())
+            sequences::copy(&client, &found).await
+        });
+        try_join_all(nodes).await
+    });
+    try_join_all(copying).await.map(drop)
 }
