@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::{join_all, try_join_all};
 
 use super::office::State;
+use super::probes::Standing;
 use super::reigns::Cluster;
 use super::sequences;
 use super::steward::Steward;
@@ -49,6 +50,9 @@ pub enum HandoverError {
     /// It did not get level.
     #[error("node {0} did not have everything within {LEVEL:?}; the writer goes on")]
     Behind(String),
+    /// There is none to hand over.
+    #[error("the writer was lost in this moment; the log says who follows")]
+    Lost,
     /// Something failed.
     #[error("{0}; the writer goes on")]
     Failed(#[from] ControlError),
@@ -77,13 +81,25 @@ impl Cluster {
         }
         steward.hasten_slots(node).await;
         self.prepare(steward, node).await;
+        let mut standing = steward.standing.subscribe();
+        if *standing.borrow() != Standing::Serving {
+            self.common.spares.clear();
+            return Err(HandoverError::Lost);
+        }
         self.tell(steward, State::Closing);
-        if let Err(error) = self.close(steward, node).await {
+        let closed = tokio::select! {
+            closed = self.close(steward, node) => closed,
+            // The sender lives as long as the steward.
+            _ = standing.wait_for(|standing| *standing == Standing::Lost) => Err(HandoverError::Lost),
+        };
+        if let Err(error) = closed {
             if steward.cancel.is_cancelled() {
                 // There is no way back: whoever has everything goes on, the old writer perhaps.
                 self.follow(steward, None).await;
-            } else {
+            } else if *steward.standing.borrow() == Standing::Serving {
                 self.tell(steward, State::Open);
+            } else {
+                self.tell(steward, State::Vacant);
             }
             self.common.spares.clear();
             return Err(error);

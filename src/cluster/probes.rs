@@ -245,7 +245,7 @@ impl Steward {
                 in_sync: view.in_sync,
                 nodes: view.nodes.len(),
             },
-            Standing::Lost if !view.may_have_majority() => State::Headless {
+            _ if !view.may_have_majority() => State::Headless {
                 in_sync: view.in_sync,
                 nodes: view.nodes.len(),
             },
@@ -267,7 +267,8 @@ impl Steward {
             *told = office;
             true
         });
-        if office.is_headless() && self.served.load(Ordering::Acquire) {
+        let ours = !self.cancel.is_cancelled() && self.served.load(Ordering::Acquire);
+        if office.is_headless() && ours {
             // Behind the word to the sessions: by now nobody takes an answer from the writer.
             let written = self.replicator.snapshot().report.write;
             self.reads.go_by_majority(self.writer, written);

@@ -195,8 +195,14 @@ impl Cluster {
         let began = Instant::now();
         if wanted.is_none() {
             metrics::counter!("synapsedb_failovers_total").increment(1);
-            self.until_majority(steward).await;
-            self.level(steward).await;
+            loop {
+                self.until_majority(steward).await;
+                self.level(steward).await;
+                // Somebody may have died meanwhile.
+                if steward.view().may_have_majority() {
+                    break;
+                }
+            }
         }
         steward.abdicate().await;
         let prepared = self.bring_up(steward.writer, wanted).await;

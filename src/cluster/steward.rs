@@ -189,7 +189,10 @@ impl Steward {
             let this = Arc::clone(self);
             self.watchers.spawn(async move {
                 this.settled().await;
-                this.at_leisure(MOMENT / 2).await;
+                if this.view().nodes[at].last_heartbeat.is_some() {
+                    // It was well a moment ago.
+                    this.at_leisure(MOMENT / 2).await;
+                }
                 this.probe(NodeId(at)).await;
             });
         }
@@ -253,6 +256,12 @@ impl Steward {
 
     /// The end of what has been put into the writer's log.
     pub(super) async fn writers_end(&self) -> Option<Lsn> {
+        // A kept connection may lead to a server that stands still.
+        let asked = tokio::time::timeout(CONNECT, self.ask_writers_end()).await;
+        asked.ok().flatten()
+    }
+
+    async fn ask_writers_end(&self) -> Option<Lsn> {
         let (keeper, database) = (&self.keeper, &self.control.database);
         let client = keeper.client(&self.control, self.writer, database);
         let client = client.await.ok()?;

@@ -70,6 +70,9 @@ impl Session {
             return Err(End::Error(error.clone()));
         }
         self.fail_deferred();
+        // What comes next may be answered elsewhere.
+        self.ways.at_writer();
+        self.metadata.stale = None;
         if opens {
             self.deny_begin(header.tag);
         }

@@ -119,6 +119,8 @@ impl Session {
 
     /// Whether a read that is under way takes what comes next along.
     fn next(&mut self, want: Want<'_>) -> Next {
+        let refused = |brief: &Brief| self.without_quorum(brief.risk, brief.commits).is_some();
+        let refused = matches!(want, Want::Text(brief) if refused(brief));
         let Some(reading) = &mut self.reading else {
             return Next::Elsewhere;
         };
@@ -133,6 +135,14 @@ impl Session {
             };
             if self.status == Status::Failed {
                 // The node says so, whatever it is.
+                return Next::Here;
+            }
+            if brief.read_write {
+                // Ahead of its first query the node would allow it.
+                return Next::Elsewhere;
+            }
+            if refused {
+                // Its transaction fails where it is.
                 return Next::Here;
             }
             block.rooted |= brief.inside == Inside::Roots;
@@ -216,11 +226,12 @@ impl Session {
             return Ok(Begun::Not);
         };
         let consistency = self.consistency();
+        // What it was let in for: the office may be another one in a moment.
+        let begins = brief.begins.and_then(|modes| self.reads_only(modes));
         let Some((node, load, lease)) = self.follower(&tables, consistency).await? else {
             return Ok(Begun::Not);
         };
         self.count_read(node);
-        let begins = brief.begins.and_then(|modes| self.reads_only(modes));
         let deferred = self.deferred.reads().filter(|_| self.deferred.waits());
         let block = deferred.or(begins).map(|one_snapshot| Block {
             one_snapshot,

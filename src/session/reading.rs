@@ -18,7 +18,7 @@ use crate::cluster::sight::Sight;
 use crate::config::Consistency;
 use crate::error::ClientError;
 use crate::ids::{Lsn, NodeId, Tables};
-use crate::session::brief::Brief;
+use crate::session::brief::{Brief, Inside};
 use crate::session::client;
 use crate::session::pipeline::Expect;
 use crate::session::relay::{End, OUTPUT_BYTES_MAX, Session};
@@ -249,7 +249,7 @@ impl Session {
     /// What has arrived was worked off: it need not be held where nothing more is to come, or too much is there.
     pub(super) fn after_answers(&mut self) {
         if let Some(reading) = &self.reading
-            && reading.has_asked()
+            && (reading.has_asked() || reading.is_held() && self.to_client.len() > reading.mark)
             && !reading.is_stuck()
             && (self.pipeline.is_empty() || self.to_client.len() >= OUTPUT_BYTES_MAX / 2)
         {
@@ -373,7 +373,9 @@ impl Session {
             self.stop_follower().await;
         }
         let Some(kept) = reading.kept else {
-            return Box::pin(self.break_off(reading.block.is_some())).await;
+            let leaves = reading.block.is_some_and(|block| block.rooted)
+                || reading.brief.inside == Inside::Roots;
+            return Box::pin(self.break_off(reading.block.is_some(), leaves)).await;
         };
         tracing::debug!(node = reading.node.0, ?why, "a read is run again");
         if let Some(reads) = self.ways.reads() {
@@ -419,13 +421,17 @@ impl Session {
         self.status = Status::Idle;
     }
 
-    /// The answer can't be finished, and the client has had a part of it.
-    async fn break_off(&mut self, block: bool) -> Result<(), End> {
+    /// The answer can't be finished, and the client has had a part of it. `leaves`: it may have changed settings.
+    async fn break_off(&mut self, block: bool, leaves: bool) -> Result<(), End> {
         let error = ClientError::ReadBroken;
         self.drop_lease().await;
         let asked = self.in_batch || self.pipeline.awaits_for_client();
         if !asked && self.status == Status::Idle {
             // All was said; what is awaited is the session's look at itself, which it takes at the writer.
+            if leaves && self.state.looking() {
+                let what = "what a function or a setting may have left";
+                return Err(End::Error(ClientError::Held { what }));
+            }
             self.forget_asked();
             self.state.not_found();
             self.state.suspect();

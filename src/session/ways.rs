@@ -99,7 +99,7 @@ impl Ways {
         self.never
     }
 
-    /// The writer's connection is there.
+    /// The writer's connection is there, or can't be had.
     pub fn at_writer(&mut self) {
         self.barred = false;
         self.again = 0;

@@ -231,6 +231,14 @@ async fn one_follower_is_left(fault: Fault) {
         tools::run(&client, "begin").await;
         assert_eq!(ask(&client, COUNT).await, "20");
         tools::run(&client, "commit").await;
+        // A transaction that has read is refused to write, and what comes behind it reads.
+        tools::run(&client, "begin").await;
+        assert_eq!(ask(&client, COUNT).await, "20");
+        let insert = format!("insert into kept values ({n})");
+        assert_eq!(refusal(&insert).await.as_deref(), Some("25006"));
+        let began = Instant::now();
+        assert_eq!(ask(&client, COUNT).await, "20");
+        assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
     }
     run.mend(follower, Fault::Killed);
     until("somebody writes", || async {
