@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use tokio_postgres::Client;
 
 use crate::ids::NodeId;
-use crate::node::control::{Control, ControlError};
+use crate::node::control::{self, Control, ControlError};
 use crate::sql::catalog::{Catalog, CatalogRow, LOAD_QUERY};
 
 /// After a load failed, until it is tried again.
@@ -221,8 +221,7 @@ impl Catalogs {
             Some(client) => client,
             None => control.connect(writer, database).await?,
         };
-        let snapshot = "select pg_catalog.pg_current_snapshot()::pg_catalog.text";
-        let snapshot: String = client.query_one(snapshot, &[]).await?.get(0);
+        let snapshot = control::snapshot(&client).await?;
         for xid in &one.xids {
             let shown = shows(&snapshot, *xid);
             if !shown.ok_or(ControlError::Answer("pg_current_snapshot"))? {

@@ -67,7 +67,7 @@ impl Office {
 
     /// Whether what was begun in a term has lost its writer.
     pub fn is_over(&self, term: Epoch) -> bool {
-        self.term != term || matches!(self.state, State::Vacant | State::Headless { .. })
+        self.term != term || self.state == State::Vacant || self.is_headless()
     }
 
     /// Whether somebody could be read from where nobody writes.

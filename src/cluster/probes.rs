@@ -18,7 +18,7 @@ use super::view::{NodeView, Status, View};
 use crate::config::Config;
 use crate::ids::{Lsn, NodeId};
 use crate::node::canary::Canary;
-use crate::node::control::ControlError;
+use crate::node::control::{self, ControlError};
 
 /// How the writer of a term does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -224,11 +224,9 @@ impl Steward {
         let Ok(client) = client.await else {
             return false;
         };
-        let sql = "select pg_catalog.pg_current_snapshot()::pg_catalog.text";
-        let Ok(row) = client.query_one(sql, &[]).await else {
+        let Ok(snapshot) = control::snapshot(&client).await else {
             return false;
         };
-        let snapshot: String = row.get(0);
         owed.iter().all(|xid| shows(&snapshot, xid.0) == Some(true))
     }
 

@@ -14,7 +14,7 @@ use tokio_postgres::{Client, Statement};
 use super::catalogs;
 use crate::engine::sight::Units;
 use crate::ids::{Lsn, NodeId, TableId, Tables, Xid};
-use crate::node::control::{Control, ControlError};
+use crate::node::control::{self, Control, ControlError};
 use crate::node::unit::{Changes, Unit};
 
 /// Between two questions while what is asked for waits for its majority.
@@ -326,8 +326,7 @@ async fn question(
         known
     } else {
         let client = control.connect(writer, &control.database).await?;
-        let sql = "select pg_catalog.pg_current_snapshot()::pg_catalog.text";
-        let statement = client.prepare(sql).await?;
+        let statement = client.prepare(control::SNAPSHOT).await?;
         known.insert((client, statement))
     };
     Ok(client.query_one(&*statement, &[]).await?.get(0))

@@ -411,6 +411,14 @@ pub async fn log_running(client: &Client) -> Result<(), ControlError> {
     Ok(())
 }
 
+/// What a server shows now, as it writes it: `xmin:xmax:those between that run`.
+pub const SNAPSHOT: &str = "select pg_catalog.pg_current_snapshot()::pg_catalog.text";
+
+/// What the server shows now.
+pub async fn snapshot(client: &Client) -> Result<String, ControlError> {
+    Ok(client.query_one(SNAPSHOT, &[]).await?.get(0))
+}
+
 /// Drops a slot if it is there, ending whoever reads it.
 pub async fn drop_slot(client: &Client, slot: &str) -> Result<(), ControlError> {
     client

@@ -24,6 +24,8 @@ use crate::wire::message::backend::{self, Status};
 
 /// A read up to this length can be run again.
 const KEPT_BYTES_MAX: usize = 4096;
+/// What a session holds that did not come to know what it holds.
+pub(super) const LEFT_BEHIND: &str = "what a function or a setting may have left";
 /// So often: it may be what the server dies of.
 const AGAIN_MAX: u32 = 2;
 
@@ -384,7 +386,7 @@ impl Session {
         let resting = self.is_resting() || self.state.looking();
         let unsure = resting && (self.state.doubt.probe || self.state.looking());
         let tie = self.state.tie();
-        tie.or_else(|| unsure.then_some("what a function or a setting may have left"))
+        tie.or_else(|| unsure.then_some(LEFT_BEHIND))
     }
 }
 

@@ -20,6 +20,7 @@ use crate::error::ClientError;
 use crate::ids::{Lsn, NodeId, Tables};
 use crate::session::brief::{Brief, Inside};
 use crate::session::client;
+use crate::session::losing::LEFT_BEHIND;
 use crate::session::pipeline::Expect;
 use crate::session::relay::{End, OUTPUT_BYTES_MAX, Session};
 use crate::session::requests::Step;
@@ -429,8 +430,7 @@ impl Session {
         if !asked && self.status == Status::Idle {
             // All was said; what is awaited is the session's look at itself, which it takes at the writer.
             if leaves && self.state.looking() {
-                let what = "what a function or a setting may have left";
-                return Err(End::Error(ClientError::Held { what }));
+                return Err(End::Error(ClientError::Held { what: LEFT_BEHIND }));
             }
             self.forget_asked();
             self.state.not_found();

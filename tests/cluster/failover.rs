@@ -147,20 +147,7 @@ async fn without_followers_writes_are_refused_at_once_and_reads_go_on() {
             down(&run.cluster, *node, seen_within(fault)).await;
         }
         for n in 0..10 {
-            for sql in [
-                format!("insert into kept values ({n})"),
-                format!("begin; insert into kept values ({n}); commit"),
-                "create table never (a int)".to_owned(),
-            ] {
-                let began = Instant::now();
-                let refused = client.batch_execute(&sql).await;
-                let refused = refused.expect_err("no majority would have it");
-                let code = refused.code().map(SqlState::code);
-                assert_eq!(code, Some("25006"), "{sql}: {refused:?}");
-                assert!(began.elapsed() < AT_ONCE, "{sql}: {:?}", began.elapsed());
-                // A Query that failed midway leaves its transaction to be ended.
-                tools::run(&client, "rollback").await;
-            }
+            writes_are_refused_at_once(&client, n).await;
             let count = "select count(*) from kept";
             assert_eq!(ask(&client, count).await, "1");
             assert_eq!(ask(&reader, count).await, "1");
@@ -202,30 +189,13 @@ async fn one_follower_is_left(fault: Fault) {
     }
     run.strike(follower, Fault::Killed);
     run.strike(writer, fault);
-    let refusal = async |sql: &str| {
-        let refused = client.batch_execute(sql).await.err()?;
-        let code = refused.code().map(|code| code.code().to_owned());
-        // A Query that failed midway leaves its transaction to be ended.
-        tools::run(&client, "rollback").await;
-        code
-    };
     until("writes are refused", || async {
-        refusal("update kept set a = 0 where false")
-            .await
-            .as_deref()
-            == Some("25006")
+        let sql = "update kept set a = 0 where false";
+        refusal(&client, sql).await.as_deref() == Some("25006")
     })
     .await;
     for n in 0..10 {
-        for sql in [
-            format!("insert into kept values ({n})"),
-            format!("begin; insert into kept values ({n}); commit"),
-            "create table never (a int)".to_owned(),
-        ] {
-            let began = Instant::now();
-            assert_eq!(refusal(&sql).await.as_deref(), Some("25006"), "{sql}");
-            assert!(began.elapsed() < AT_ONCE, "{sql}: {:?}", began.elapsed());
-        }
+        writes_are_refused_at_once(&client, n).await;
         assert_eq!(ask(&client, COUNT).await, "20");
         assert_eq!(ask(&reader, COUNT).await, "20");
         tools::run(&client, "begin").await;
@@ -235,7 +205,7 @@ async fn one_follower_is_left(fault: Fault) {
         tools::run(&client, "begin").await;
         assert_eq!(ask(&client, COUNT).await, "20");
         let insert = format!("insert into kept values ({n})");
-        assert_eq!(refusal(&insert).await.as_deref(), Some("25006"));
+        assert_eq!(refusal(&client, &insert).await.as_deref(), Some("25006"));
         let began = Instant::now();
         assert_eq!(ask(&client, COUNT).await, "20");
         assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
@@ -253,6 +223,29 @@ async fn one_follower_is_left(fault: Fault) {
     run.crowd.lines(LINES).await;
     let out = (!is_back(&run.cluster, writer).await).then_some(writer);
     run.finish(out).await;
+}
+
+/// Why a write is refused, if it is, in a session that goes on.
+async fn refusal(client: &Client, sql: &str) -> Option<String> {
+    let refused = client.batch_execute(sql).await.err()?;
+    let code = refused.code().map(|code| code.code().to_owned());
+    // A Query that failed midway leaves its transaction to be ended.
+    tools::run(client, "rollback").await;
+    code
+}
+
+/// Writes of every kind, since no majority would have them.
+async fn writes_are_refused_at_once(client: &Client, n: i32) {
+    for sql in [
+        format!("insert into kept values ({n})"),
+        format!("begin; insert into kept values ({n}); commit"),
+        "create table never (a int)".to_owned(),
+    ] {
+        let began = Instant::now();
+        let code = refusal(client, &sql).await;
+        assert_eq!(code.as_deref(), Some("25006"), "{sql}");
+        assert!(began.elapsed() < AT_ONCE, "{sql}: {:?}", began.elapsed());
+    }
 }
 
 /// The proxy shows it as down within this time.
