@@ -553,8 +553,12 @@ async fn twenty_planned_changes_are_noticed_by_nobody() {
     let port = house.port.to_string();
     let mut running = Vec::new();
     for (protocol, clients) in [("simple", "3"), ("extended", "2"), ("prepared", "3")] {
+        // A thread each: pgbench prepares with its whole thread, so a session that waits for the next term to prepare
+        // something would hold the others of its thread in the middle of their transactions.
         let child = tokio::process::Command::new(house.cluster.program("pgbench"))
-            .args(["-n", "-T", "8", "-c", clients, "-M", protocol])
+            .args([
+                "-n", "-T", "8", "-c", clients, "-j", clients, "-M", protocol,
+            ])
             .args(["-f", &scripts[0], "-f", &scripts[1]])
             .envs([("PGHOST", "127.0.0.1"), ("PGPORT", &port), ("PGUSER", USER)])
             .envs([("PGPASSWORD", PASSWORD), ("PGDATABASE", DATABASE)])
