@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::{join_all, try_join, try_join_all};
 use tokio_postgres::Client;
 
 use super::alike;
@@ -82,6 +83,9 @@ pub enum BringUpError {
         /// Nodes configured.
         nodes: usize,
     },
+    /// A node that was there stands still, or there is more to do than was thought.
+    #[error("it took longer than {0:?}")]
+    Slow(Duration),
     /// Something failed on a node.
     #[error("node {node}: {doing} failed: {error}")]
     Failed {
@@ -212,7 +216,7 @@ impl<'a> BringUp<'a> {
 
     /// Everything, until streams and appliers can be started.
     pub async fn run(&self) -> Result<Prepared, BringUpError> {
-        let (mut reached, absent) = self.reach().await?;
+        let (reached, absent) = self.reach().await?;
         tracing::debug!(nodes = reached.len(), "nodes are reached");
         for node in &reached {
             self.check_fit(node)?;
@@ -244,13 +248,13 @@ impl<'a> BringUp<'a> {
         let unarmed = |node: &&Reached| !self.how.armed.contains(&node.node);
         let installs = reached.iter().filter(unarmed);
         let installs = installs.map(|node| self.install(node, &arming));
-        for installed in futures_util::future::join_all(installs).await {
+        for installed in join_all(installs).await {
             installed?;
         }
         let office = if first {
-            self.first_office(&mut reached, state).await?
+            self.first_office(&reached, state).await?
         } else {
-            self.office(&mut reached, state).await?
+            self.office(&reached, state).await?
         };
         tracing::debug!("an office is taken");
         let (databases, mut lost) = self.places(&reached, &office, first).await?;
@@ -259,7 +263,7 @@ impl<'a> BringUp<'a> {
         }
         let settles = reached.iter().filter(unarmed);
         let settles = settles.map(|node| self.settle(node));
-        for settled in futures_util::future::join_all(settles).await {
+        for settled in join_all(settles).await {
             settled?;
         }
         let version = reached
@@ -366,28 +370,54 @@ impl<'a> BringUp<'a> {
         };
         let names = control::databases(&at_writer.client).await;
         let names = names.map_err(self.failed(writer, "listing databases"))?;
-        // Places are kept in rows; an origin of a term that is over would only take room that new ones need.
-        let origin = |name: &String| origin_name(office.term, name);
-        let keep: Vec<String> = names.iter().map(origin).collect();
-        for node in reached
-            .iter()
-            .filter(|r| !office.outcast.contains_key(&r.node))
-        {
-            let dropped = control::drop_origins(&node.client, &keep).await;
-            dropped.map_err(self.failed(node.node, "dropping origins of former terms"))?;
-        }
         let mut lost = BTreeMap::new();
         let mut databases = BTreeMap::new();
-        for name in names {
-            let start = self.slot(at_writer, &name, first, &mut lost).await?;
-            let mut followers = BTreeMap::new();
-            for node in reached.iter().filter(|r| r.node != writer) {
-                let place = self.place(node, office.term, &name, first).await?;
-                followers.insert(node.node, place);
+        let slots = async {
+            let mut starts = Vec::new();
+            for name in &names {
+                starts.push(self.slot(at_writer, name, first, &mut lost).await?);
             }
+            Ok(starts)
+        };
+        let places = try_join_all(
+            reached
+                .iter()
+                .map(|node| self.places_on(node, office, &names, first)),
+        );
+        let (starts, places) = try_join(slots, places).await?;
+        for (at, (name, start)) in names.into_iter().zip(starts).enumerate() {
+            let places = reached.iter().zip(&places);
+            let followers = places.filter_map(|(node, places)| Some((node.node, *places.get(at)?)));
+            let followers = followers.collect();
             databases.insert(name, DatabasePlaces { start, followers });
         }
         Ok((databases, lost))
+    }
+
+    /// A follower's place in each of these databases; none for the writer.
+    async fn places_on(
+        &self,
+        node: &Reached,
+        office: &Office,
+        names: &[String],
+        first: bool,
+    ) -> Result<Vec<UnitId>, BringUpError> {
+        if !office.outcast.contains_key(&node.node) {
+            // Places are kept in rows; an origin of a term that is over would only take room that new ones need.
+            let keep: Vec<String> = names
+                .iter()
+                .map(|name| origin_name(office.term, name))
+                .collect();
+            let dropped = control::drop_origins(&node.client, &keep).await;
+            dropped.map_err(self.failed(node.node, "dropping origins of former terms"))?;
+        }
+        if node.node == office.writer {
+            return Ok(Vec::new());
+        }
+        let places = names
+            .iter()
+            .map(|name| self.place(node, office.term, name, first));
+        try_join_all(places).await
     }
 
     /// A follower's place in a database, with what it needs to go on from there and to be the writer some day.

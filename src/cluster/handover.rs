@@ -7,14 +7,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::future::{join_all, try_join_all};
+use futures_util::future::{join_all, try_join, try_join_all};
 
 use super::office::State;
 use super::probes::Standing;
 use super::reigns::Cluster;
 use super::sequences;
 use super::steward::Steward;
-use super::view::Status;
+use super::view::{Status, View};
 use crate::ids::{Lsn, NodeId, UnitId};
 use crate::node::canary::Canary;
 use crate::node::control::{self, ControlError};
@@ -24,6 +24,8 @@ use crate::node::office;
 const DRAIN: Duration = Duration::from_secs(10);
 /// For the chosen node to have everything then.
 const LEVEL: Duration = Duration::from_secs(5);
+/// For the old writer to leave office, and for all to be told.
+const LEAVE: Duration = Duration::from_secs(2);
 /// For connections to be opened ahead of it, and those of so many databases at most.
 const PREPARE: Duration = Duration::from_secs(2);
 const PREPARED_MAX: usize = 8;
@@ -92,19 +94,25 @@ impl Cluster {
             // The sender lives as long as the steward.
             _ = standing.wait_for(|standing| *standing == Standing::Lost) => Err(HandoverError::Lost),
         };
-        if let Err(error) = closed {
-            if steward.cancel.is_cancelled() {
-                // There is no way back: whoever has everything goes on, the old writer perhaps.
-                self.follow(steward, None).await;
-            } else if *steward.standing.borrow() == Standing::Serving {
-                self.tell(steward, State::Open);
-            } else {
-                self.tell(steward, State::Vacant);
-            }
+        let Err(error) = closed else {
+            self.follow(steward, Some(node)).await;
+            return self.became(node, &view);
+        };
+        if steward.cancel.is_cancelled() {
+            // There is no way back: whoever has everything goes on, the old writer perhaps.
+            tracing::warn!(%error, "the writer could not be changed in order");
+            self.follow(steward, None).await;
             self.common.spares.clear();
-            return Err(error);
+            return self.became(node, &view);
         }
-        self.follow(steward, Some(node)).await;
+        let serves = *steward.standing.borrow() == Standing::Serving;
+        self.tell(steward, if serves { State::Open } else { State::Vacant });
+        self.common.spares.clear();
+        Err(error)
+    }
+
+    /// Whether this node is the writer now.
+    fn became(&self, node: NodeId, view: &View) -> Result<(), HandoverError> {
         let writer = self.steward().writer();
         if writer == node {
             return Ok(());
@@ -164,10 +172,11 @@ impl Cluster {
         tracing::debug!("handing over: the next writer has everything");
         steward.abdicate().await;
         tracing::debug!("handing over: streams and appliers have ended");
-        sequences::copy_all(steward).await?;
-        tracing::debug!("handing over: sequences are copied");
-        self.leave(steward, node, end).await?;
-        tracing::debug!("handing over: the writer has left office");
+        let leave = try_join(sequences::copy_all(steward), self.leave(steward, node, end));
+        // A node that stands still holds it up for a moment only: then whoever has everything follows.
+        let left = tokio::time::timeout(LEAVE, leave).await;
+        left.unwrap_or(Err(ControlError::Slow))?;
+        tracing::debug!("handing over: sequences are copied, and the writer has left office");
         Ok(())
     }
 

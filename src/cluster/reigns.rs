@@ -37,6 +37,9 @@ use crate::node::control::{self, Control, ControlError};
 const PATIENCE: Duration = Duration::from_secs(2);
 /// For followers to apply what was decoded before the writer was lost, while they get on with it.
 const LEVEL: Duration = Duration::from_secs(10);
+/// For a writer to be brought up. A node that stands still in the middle of it is not reached the next time; where there
+/// is so much to do, there is more time then.
+const BRING_UP: Duration = Duration::from_secs(3);
 /// Between two looks at that, and between two tries to find a writer.
 const LOOK: Duration = Duration::from_millis(5);
 const AGAIN: Duration = Duration::from_millis(200);
@@ -234,7 +237,8 @@ impl Cluster {
             // Its own log may hold more than anybody was shown.
             term.last = None;
             if term.writer != prepared.writer {
-                match self.last_of(term.term, prepared).await {
+                let last = tokio::time::timeout(PATIENCE, self.last_of(term.term, prepared)).await;
+                match last.unwrap_or(Err(ControlError::Slow)) {
                     Ok(last) => term.last = Some(last),
                     // Whoever asks is told that nobody knows.
                     Err(error) => {
@@ -336,6 +340,7 @@ impl Cluster {
     /// Tries until it succeeds.
     async fn bring_up(&self, former: NodeId, mut wanted: Option<NodeId>) -> Prepared {
         let mut said = String::new();
+        let mut limit = BRING_UP;
         loop {
             let how = How {
                 patience: PATIENCE,
@@ -347,10 +352,9 @@ impl Cluster {
                 keeper: Arc::clone(&self.common.keeper),
                 spares: Arc::clone(&self.common.spares),
             };
-            match BringUp::new(&self.common.config, &self.common.control, &how)
-                .run()
-                .await
-            {
+            let bring_up = BringUp::new(&self.common.config, &self.common.control, &how);
+            let outcome = tokio::time::timeout(limit, bring_up.run()).await;
+            match outcome.unwrap_or(Err(BringUpError::Slow(limit))) {
                 Ok(prepared) => {
                     self.armed().extend(&prepared.armed);
                     return prepared;
@@ -363,8 +367,9 @@ impl Cluster {
                     }
                 }
             }
-            // It may be what stands in the way.
+            // Either may be what stands in the way.
             wanted = None;
+            limit *= 2;
             tokio::time::sleep(AGAIN).await;
         }
     }

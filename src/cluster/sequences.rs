@@ -5,9 +5,12 @@
 //! majority has one of them; whoever takes office takes the greatest that a majority knows (`level_sequences`).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio_postgres::Client;
 
 use super::bring_up::{BringUp, BringUpError, Reached};
 use super::replicator::{Replicator, State};
@@ -15,7 +18,7 @@ use super::steward::Steward;
 use super::view::NodeView;
 use crate::engine::confirm::Report;
 use crate::engine::sequences::Block;
-use crate::ids::{Lsn, NodeId};
+use crate::ids::{Lsn, NodeId, origin_name};
 use crate::node::control::{self, ControlError};
 use crate::node::office;
 use crate::node::sequences::{self, Sequence};
@@ -167,29 +170,20 @@ impl Steward {
             return Ok(Some(block(known.until.0 - end.0)));
         }
         let bytes = BYTES + end.0.saturating_sub(read.0);
-        let (mut followers, mut least) = (0, bytes);
-        for node in self.raisable() {
-            if self.replicator.place(node) < had {
-                continue;
-            }
-            let client = self.keeper.client(&self.control, node, database).await?;
-            match sequences::raise_for(&client, &held, bytes).await {
-                Ok(found) => {
-                    followers += 1;
-                    least = least.min(found);
-                }
-                Err(error) => {
-                    tracing::debug!(node = node.0, database, %error, "held sequences could not be raised there");
-                }
-            }
-        }
-        if followers < self.config.nodes.len() / 2 {
+        let nodes = self.raisable().into_iter();
+        let nodes = nodes.filter(|node| self.replicator.place(*node) >= had);
+        let (held, origin) = (&held, &origin_name(self.term, database));
+        let raised_for = self.on_enough(nodes, database, |client| async move {
+            sequences::raise_for(&client, held, bytes, origin).await
+        });
+        let Some(raised_for) = raised_for.await else {
             return Ok(None);
-        }
+        };
+        let least = raised_for.into_iter().fold(bytes, u64::min);
         // What had been used up by now is not known.
         let left = least.saturating_sub(bytes - BYTES);
         let until = Lsn(end.0 + left);
-        let names = held;
+        let names = held.clone();
         raised
             .held
             .insert(database.to_owned(), Held { names, jump, until });
@@ -216,18 +210,14 @@ impl Steward {
         if wanted.is_empty() {
             return Ok(true);
         }
-        let mut followers = 0;
-        for node in self.raisable() {
-            match self.raise_on(node, database, &wanted).await {
-                Ok(true) => followers += 1,
-                Ok(false) => {}
-                Err(error) => {
-                    tracing::debug!(node = node.0, database, %error, "sequences could not be raised there");
-                }
-            }
-        }
-        // The writer is one of the majority.
-        if followers < self.config.nodes.len() / 2 {
+        let (list, origin) = (&wanted, &origin_name(self.term, database));
+        let raised_on =
+            self.on_enough(self.raisable().into_iter(), database, |client| async move {
+                let missing = sequences::raise(&client, list, Some(origin)).await?;
+                // One that is not there comes with a unit that has not been applied yet.
+                Ok((missing == Some(0)).then_some(()))
+            });
+        if raised_on.await.is_none() {
             return Ok(false);
         }
         for (name, value) in wanted {
@@ -236,15 +226,40 @@ impl Steward {
         Ok(true)
     }
 
-    async fn raise_on(
+    /// Asks these nodes at the same time and gives the answers as soon as there are enough, so that one that stands
+    /// still holds nobody up; none where too few did what they were asked. A question that is not waited for may still
+    /// be carried out.
+    async fn on_enough<T, F>(
         &self,
-        node: NodeId,
+        nodes: impl Iterator<Item = NodeId>,
         database: &str,
-        wanted: &[(String, i64)],
-    ) -> Result<bool, ControlError> {
-        let client = self.keeper.client(&self.control, node, database).await?;
-        // One that is not there comes with a unit that has not been applied yet.
-        Ok(sequences::raise(&client, wanted).await? == 0)
+        ask: impl Fn(Arc<Client>) -> F,
+    ) -> Option<Vec<T>>
+    where
+        F: Future<Output = Result<Option<T>, ControlError>>,
+    {
+        let ask = &ask;
+        let asked = nodes.map(async |node| {
+            let client = self.keeper.client(&self.control, node, database).await;
+            let answer = match client {
+                Ok(client) => ask(client).await,
+                Err(error) => Err(error),
+            };
+            (node, answer)
+        });
+        let mut asked: FuturesUnordered<_> = asked.collect();
+        // The writer is one of the majority.
+        let enough = self.config.nodes.len() / 2;
+        let mut done = Vec::with_capacity(enough);
+        while done.len() < enough {
+            match asked.next().await? {
+                (_, Ok(answer)) => done.extend(answer),
+                (node, Err(error)) => {
+                    tracing::debug!(node = node.0, database, %error, "sequences could not be raised there");
+                }
+            }
+        }
+        Some(done)
     }
 
     fn raisable(&self) -> Vec<NodeId> {
@@ -350,36 +365,43 @@ impl BringUp<'_> {
             return Err(self.unreachable(writer, ControlError::Timeout));
         };
         let databases = control::databases(&ours.client).await;
-        for database in databases.map_err(self.failed(writer, doing))? {
-            let mut greatest: BTreeMap<String, Sequence> = BTreeMap::new();
-            for node in reached {
+        let databases = databases.map_err(self.failed(writer, doing))?;
+        let levelled = databases.iter().map(async |database| {
+            let read = reached.iter().map(async |node| {
                 // A node that lacks the database has nothing to say of it.
-                let Ok(client) = self.client(node.node, &database).await else {
-                    continue;
+                let Ok(client) = self.client(node.node, database).await else {
+                    return Ok(Vec::new());
                 };
-                let found = sequences::read(&client).await;
                 // Nobody is at work there.
-                for one in found.map_err(self.failed(node.node, doing))?.read {
-                    let known = greatest
-                        .entry(one.name.clone())
-                        .or_insert_with(|| one.clone());
-                    if known.is_behind(one.last) {
-                        *known = one;
-                    }
-                }
+                let found = sequences::read(&client).await;
+                Ok(found.map_err(self.failed(node.node, doing))?.read)
+            });
+            let wanted = greatest(try_join_all(read).await?.into_iter().flatten());
+            if wanted.is_empty() {
+                return Ok(());
             }
-            let wanted: Vec<(String, i64)> = greatest
-                .into_values()
-                .filter(|one| one.called && !one.cycles)
-                .map(|one| (one.name, one.last))
-                .collect();
-            let client = self.client(writer, &database).await;
+            let client = self.client(writer, database).await;
             let client = client.map_err(self.failed(writer, doing))?;
-            let raised = sequences::raise(&client, &wanted).await;
-            raised.map_err(self.failed(writer, doing))?;
-        }
-        Ok(())
+            let raised = sequences::raise(&client, &wanted, None).await;
+            raised.map(drop).map_err(self.failed(writer, doing))
+        });
+        try_join_all(levelled).await.map(drop)
     }
+}
+
+/// Where the one stands that has come farthest, for each name that has been called.
+fn greatest(found: impl Iterator<Item = Sequence>) -> Vec<(String, i64)> {
+    let mut greatest: BTreeMap<String, Sequence> = BTreeMap::new();
+    for one in found {
+        match greatest.get(&one.name) {
+            Some(known) if !known.is_behind(one.last) => {}
+            _ => drop(greatest.insert(one.name.clone(), one)),
+        }
+    }
+    let called = greatest
+        .into_values()
+        .filter(|one| one.called && !one.cycles);
+    called.map(|one| (one.name, one.last)).collect()
 }
 
 /// Makes the sequences of all followers stand exactly where those of a writer stand that hands out no more.
@@ -391,7 +413,7 @@ pub(super) async fn copy_all(steward: &Steward) -> Result<(), ControlError> {
         let found = sequences::read(&client).await?.read;
         let nodes = steward.raisable().into_iter().map(async |node| {
             let client = keeper.client(control, node, &database).await?;
-            sequences::copy(&client, &found).await
+            sequences::copy(&client, &found, steward.term).await
         });
         try_join_all(nodes).await
     });

@@ -214,7 +214,10 @@ impl Steward {
             this.watch_builds().await;
         });
         self.spawn(|this| async move { this.serve_reads().await });
-        self.spawn(|this| async move { this.mind_sleep().await });
+        self.spawn(|this| async move {
+            this.settled().await;
+            this.mind_sleep().await;
+        });
         self.spawn(|this| async move { this.settle_in().await });
         self.spawn(|this| async move { this.mind_slots().await });
         self.spawn(|this| async move { this.mind_sequences().await });

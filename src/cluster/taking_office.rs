@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use futures_util::future::{join_all, try_join_all};
+use futures_util::future::{join_all, try_join, try_join_all};
 
 use super::bring_up::{BringUp, BringUpError, Reached};
 use super::meeting::{NEW, STRAYS, moved};
@@ -40,7 +40,7 @@ impl BringUp<'_> {
     /// The first office of a cluster that has just been made.
     pub(super) async fn first_office(
         &self,
-        reached: &mut [Reached],
+        reached: &[Reached],
         state: State,
     ) -> Result<Office, BringUpError> {
         let epoch = Epoch(state.epoch.0 + 1);
@@ -60,7 +60,7 @@ impl BringUp<'_> {
     /// The office that goes on, or another that is taken.
     pub(super) async fn office(
         &self,
-        reached: &mut [Reached],
+        reached: &[Reached],
         state: State,
     ) -> Result<Office, BringUpError> {
         let known: BTreeSet<NodeId> = reached
@@ -104,10 +104,14 @@ impl BringUp<'_> {
             fenced: outcast.keys().map(|node| self.name(*node)).collect(),
             cluster: state.cluster,
         };
-        self.record(reached, &state, record.writer).await?;
-        if elected {
-            self.level_sequences(reached, record.writer).await?;
-        }
+        let level = async {
+            match elected {
+                true => self.level_sequences(reached, record.writer).await,
+                false => Ok(()),
+            }
+        };
+        // Sequences only ever go ahead by it, so it does no harm where nobody takes office after all.
+        try_join(self.record(reached, &state, record.writer), level).await?;
         let offices = self.take(reached, record.writer, record.term).await?;
         if elected {
             tracing::warn!(writer = %state.writer, term = %record.term, "another node is the writer from now on");
@@ -264,7 +268,7 @@ impl BringUp<'_> {
     /// Who writes, on a majority with the writer in it, or nothing goes on.
     async fn record(
         &self,
-        reached: &mut [Reached],
+        reached: &[Reached],
         state: &State,
         writer: NodeId,
     ) -> Result<(), BringUpError> {
@@ -273,10 +277,9 @@ impl BringUp<'_> {
             .iter()
             .map(|node| control::write_state(&node.client, state));
         let outcomes = join_all(writing).await;
-        for (node, ok) in reached.iter_mut().zip(outcomes) {
+        for (node, ok) in reached.iter().zip(outcomes) {
             if ok.map_err(self.failed(node.node, "recording the epoch"))? {
                 written.insert(node.node);
-                node.state = Some(state.clone());
             }
         }
         let nodes = self.config.nodes.len();

@@ -35,6 +35,9 @@ pub enum ControlError {
     /// No connection in time.
     #[error("no connection within {CONNECT:?}")]
     Timeout,
+    /// No answer in time.
+    #[error("no answer in time")]
+    Slow,
     /// An answer that can't be read.
     #[error("the node's answer to {0} can't be read")]
     Answer(&'static str),
@@ -505,6 +508,7 @@ pub async fn create_origin(client: &Client, origin: &str) -> Result<(), ControlE
         .await?;
     client
         .execute(
+            // It waits for whoever copies sequences there for an earlier term (`node/sequences.rs`).
             "insert into synapsedb.applied_places (origin, lsn)
              select $1, coalesce(pg_replication_origin_progress($1, true), '0/0')
               where not exists (select from synapsedb.applied_places where origin = $1)",

@@ -6,7 +6,9 @@
 use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 
 use super::control::ControlError;
+use super::settings::literal;
 use crate::engine::sequences::Block;
+use crate::ids::Epoch;
 
 /// A sequence at a moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,8 +133,14 @@ fn sequence(row: &SimpleQueryRow) -> Option<Sequence> {
 
 /// Raises sequences from where they stand on this node, so that a stretch of so many bytes of the writer's log can't use
 /// all of it up; never by more than a part of what is left. Gives for how many bytes that is, the least of all; those
-/// that are not there don't count.
-pub async fn raise_for(client: &Client, names: &[String], bytes: u64) -> Result<u64, ControlError> {
+/// that are not there don't count. None where the node has not been met in the term to which `origin` belongs: what an
+/// earlier one had asked of it may be carried out still.
+pub async fn raise_for(
+    client: &Client,
+    names: &[String],
+    bytes: u64,
+    origin: &str,
+) -> Result<Option<u64>, ControlError> {
     let sql = "with found as (
                  select r, seqincrement as step, 32 + seqcache as each, last,
                         trunc(least(ceil($2::int8::numeric * (32 + seqcache) / 100) + 32 + seqcache,
@@ -142,36 +150,59 @@ pub async fn raise_for(client: &Client, names: &[String], bytes: u64) -> Result<
                    join pg_sequence on seqrelid = r
                    cross join lateral (
                      select coalesce(pg_sequence_last_value(r), seqstart - seqincrement)::numeric) v(last)
-                  where not seqcycle)
-               select coalesce(min(case when steps <= each or setval(r, (last + step * steps)::int8) is null then 0
+                  where not seqcycle and exists (select from synapsedb.applied_places where origin = $3))
+               select exists (select from synapsedb.applied_places where origin = $3),
+                      coalesce(min(case when steps <= each or setval(r, (last + step * steps)::int8) is null then 0
                                         else trunc((steps - each) * 100 / each) end), $2)::int8 from found";
     let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-    let row = client.query_one(sql, &[&names, &bytes]).await?;
-    Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or_default())
+    let row = client.query_one(sql, &[&names, &bytes, &origin]).await?;
+    let least = u64::try_from(row.get::<_, i64>(1)).unwrap_or_default();
+    Ok(row.get::<_, bool>(0).then_some(least))
 }
 
-/// Raises sequences that have not come as far as these values. Gives how many are not there.
-pub async fn raise(client: &Client, wanted: &[(String, i64)]) -> Result<i64, ControlError> {
+/// Raises sequences that have not come as far as these values. Gives how many are not there; none, with nothing raised,
+/// where the node has not been met in the term to which `origin` belongs.
+pub async fn raise(
+    client: &Client,
+    wanted: &[(String, i64)],
+    origin: Option<&str>,
+) -> Result<Option<i64>, ControlError> {
     let sql = "select count(*) filter (where moved is null) from (
                  select case when r is null then null
                              when s.seqincrement > 0 and coalesce(pg_sequence_last_value(r), s.seqmin - 1) < v
                                or s.seqincrement < 0 and coalesce(pg_sequence_last_value(r), s.seqmax + 1) > v
                              then setval(r, v) else v end as moved
                    from (select to_regclass(name) as r, v from unnest($1::text[], $2::int8[]) w(name, v)) w
-                   left join pg_sequence s on s.seqrelid = r) t";
+                   left join pg_sequence s on s.seqrelid = r) t
+                having $3::text is null or exists (select from synapsedb.applied_places where origin = $3)";
     let names: Vec<&str> = wanted.iter().map(|(name, _)| name.as_str()).collect();
     let values: Vec<i64> = wanted.iter().map(|(_, value)| *value).collect();
-    Ok(client.query_one(sql, &[&names, &values]).await?.get(0))
+    let row = client.query_opt(sql, &[&names, &values, &origin]).await?;
+    Ok(row.map(|row| row.get(0)))
 }
 
-/// Makes sequences stand exactly where these stand. Those that are not there are left out.
-pub async fn copy(client: &Client, theirs: &[Sequence]) -> Result<(), ControlError> {
-    let sql = "select setval(to_regclass(name), v) from unnest($1::text[], $2::int8[]) w(name, v)
-                where to_regclass(name) is not null and pg_sequence_last_value(to_regclass(name)) is distinct from v";
-    let called = || theirs.iter().filter(|one| one.called);
-    let names: Vec<&str> = called().map(|one| one.name.as_str()).collect();
-    let values: Vec<i64> = called().map(|one| one.last).collect();
-    client.query(sql, &[&names, &values]).await?;
+/// Makes sequences stand exactly where these stand, unless the node has been met in a newer term than this one: it may
+/// be carried out long after it was asked. Those that are not there are left out.
+pub async fn copy(client: &Client, theirs: &[Sequence], term: Epoch) -> Result<(), ControlError> {
+    let called: Vec<&Sequence> = theirs.iter().filter(|one| one.called).collect();
+    if called.is_empty() {
+        return Ok(());
+    }
+    let rows: Vec<String> = called
+        .iter()
+        .map(|one| format!("({}, {}::int8)", literal(&one.name), one.last))
+        .collect();
+    // Whoever meets the node makes an origin, then adds a row to that table. Two statements: the second one sees what was
+    // there once the first one had its lock.
+    let sql = format!(
+        "lock table synapsedb.applied_places in share mode;
+         select setval(to_regclass(name), v) from (values {}) w(name, v)
+          where to_regclass(name) is not null and pg_sequence_last_value(to_regclass(name)) is distinct from v
+            and not exists (select from pg_replication_origin
+                             where (substring(roname from '^synapsedb_([0-9]+)_'))::int8 > {term})",
+        rows.join(", ")
+    );
+    client.simple_query(&sql).await?;
     Ok(())
 }
 

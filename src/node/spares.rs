@@ -34,7 +34,9 @@ impl Spares {
             }
         });
         let appliers = appliers.iter().map(async |settings| {
-            if let Ok(applier) = Applier::connect(settings).await {
+            if let Ok(mut applier) = Applier::connect(settings).await
+                && applier.warm_up().await.is_ok()
+            {
                 let database = settings.login.database.clone();
                 lock(&self.appliers).push((settings.address.clone(), database, applier));
             }

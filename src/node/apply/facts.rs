@@ -94,6 +94,12 @@ impl Applier {
         self.pipeline.execute("", names.into_iter(), false);
     }
 
+    /// Has the server read ahead what it needs for the first question of this kind.
+    pub(in crate::node) async fn warm_up(&mut self) -> Result<(), ApplyError> {
+        self.facts("synapsedb", "applied_places").await?;
+        Ok(self.pipeline.commit().await?)
+    }
+
     /// What the follower says of a table at this moment.
     pub(super) async fn facts(
         &mut self,
