@@ -65,6 +65,11 @@ impl Office {
         matches!(self.state, State::Open | State::ReadOnly { .. })
     }
 
+    /// Whether it is going to be another one soon, so that it is waited for.
+    pub fn waits(&self) -> bool {
+        matches!(self.state, State::Closing | State::Vacant)
+    }
+
     /// Whether what was begun in a term has lost its writer.
     pub fn is_over(&self, term: Epoch) -> bool {
         self.term != term || self.state == State::Vacant || self.is_headless()

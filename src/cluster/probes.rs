@@ -232,9 +232,20 @@ impl Steward {
 
     /// Tells sessions what may be asked of the writer. A planned change of writer says so itself, and its word stands.
     pub(super) fn tell_office(&self) {
-        if self.cancel.is_cancelled() {
-            return;
+        if !self.cancel.is_cancelled() {
+            self.tell_state();
         }
+    }
+
+    /// Streams and appliers have ended, and nobody can follow: what is known of a majority holds until somebody does.
+    pub(super) fn tell_headless(&self) {
+        let serves = *self.standing.borrow() == Standing::Serving;
+        if !serves && !self.view().may_have_majority() {
+            self.tell_state();
+        }
+    }
+
+    fn tell_state(&self) {
         let view = self.view();
         let state = match *self.standing.borrow() {
             // An applier that connects anew makes commits wait; writes are refused where nodes are missing.
@@ -265,8 +276,7 @@ impl Steward {
             *told = office;
             true
         });
-        let ours = !self.cancel.is_cancelled() && self.served.load(Ordering::Acquire);
-        if office.is_headless() && ours {
+        if office.is_headless() && self.served.load(Ordering::Acquire) {
             // Behind the word to the sessions: by now nobody takes an answer from the writer.
             let written = self.replicator.snapshot().report.write;
             self.reads.go_by_majority(self.writer, written);

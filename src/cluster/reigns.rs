@@ -208,7 +208,7 @@ impl Cluster {
             }
         }
         steward.abdicate().await;
-        let prepared = self.bring_up(steward.writer, wanted).await;
+        let prepared = self.bring_up(steward, wanted).await;
         let former = self.former(steward, &prepared).await;
         if wanted == Some(prepared.writer) {
             self.common.catalogs.hand_on();
@@ -338,14 +338,14 @@ impl Cluster {
     }
 
     /// Tries until it succeeds.
-    async fn bring_up(&self, former: NodeId, mut wanted: Option<NodeId>) -> Prepared {
+    async fn bring_up(&self, steward: &Steward, mut wanted: Option<NodeId>) -> Prepared {
         let mut said = String::new();
         let mut limit = BRING_UP;
         loop {
             let how = How {
                 patience: PATIENCE,
                 absent: self.absent(),
-                former: Some(former),
+                former: Some(steward.writer),
                 wanted,
                 arming: Some(Arming::clone(&self.common.arming)),
                 armed: self.armed().clone(),
@@ -367,6 +367,7 @@ impl Cluster {
                     }
                 }
             }
+            steward.tell_headless();
             // Either may be what stands in the way.
             wanted = None;
             limit *= 2;

@@ -105,10 +105,10 @@ impl BringUp<'_> {
             cluster: state.cluster,
         };
         let level = async {
-            match elected {
-                true => self.level_sequences(reached, record.writer).await,
-                false => Ok(()),
+            if elected {
+                self.level_sequences(reached, record.writer).await?;
             }
+            Ok(())
         };
         // Sequences only ever go ahead by it, so it does no harm where nobody takes office after all.
         try_join(self.record(reached, &state, record.writer), level).await?;

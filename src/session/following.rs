@@ -82,12 +82,23 @@ impl Session {
         }
         let opens = matches!(want, Want::Text(brief) if brief.opens);
         self.hear();
-        if self.lease.is_none()
-            && let Want::Text(brief) = want
-            && let Some(lost) = self.without_quorum(brief.risk, brief.commits)
-        {
-            self.denied(header, opens, &lost)?;
-            return Ok(Some(Step::Next));
+        if self.lease.is_none() {
+            if let Want::Text(brief) = want
+                && let Some(lost) = self.without_quorum(brief.risk, brief.commits)
+            {
+                self.denied(header, opens, &lost)?;
+                return Ok(Some(Step::Next));
+            }
+            if self.office.waits() {
+                if let Err(error) = Box::pin(self.wait_for_word()).await {
+                    self.denied(header, opens, &error)?;
+                    return Ok(Some(Step::Next));
+                }
+                if self.office.is_headless() {
+                    // A follower may answer it after all, or it is refused.
+                    return Ok(Some(Step::Again));
+                }
+            }
         }
         if self.at_writer(header, opens).await? {
             Ok(None)

@@ -15,7 +15,7 @@ use crate::session::client;
 use crate::session::counts::Tally;
 use crate::session::deferred::Stage;
 use crate::session::loss::{Last, Word, last_words};
-use crate::session::offices::{self, Offices, Outcome, over, serving};
+use crate::session::offices::{self, Offices, Outcome, over, told};
 use crate::session::pipeline::Risk;
 use crate::session::relay::{End, Session};
 use crate::session::state::Hold;
@@ -134,11 +134,21 @@ impl Session {
 
     /// Until something may begin at the writer. Dropped midway, the session is at its end.
     pub(super) async fn wait_for_office(&mut self) -> Result<(), ClientError> {
+        self.wait_until(Office::serves).await
+    }
+
+    /// Until something may begin at the writer, or it is known that nobody will write so soon.
+    pub(super) async fn wait_for_word(&mut self) -> Result<(), ClientError> {
+        self.wait_until(|office| office.serves() || office.is_headless())
+            .await
+    }
+
+    async fn wait_until(&mut self, good: fn(&Office) -> bool) -> Result<(), ClientError> {
         self.cancel.wait();
         let shared = &self.shared;
         let mut heard = self.heard.clone();
         tokio::select! {
-            office = serving(&mut heard, &shared.config) => office.map(drop)?,
+            office = told(&mut heard, &shared.config, good) => office.map(drop)?,
             () = self.cancel.requested() => return Err(ClientError::Cancelled),
             () = shared.abort.cancelled() => return Err(ClientError::ShuttingDown),
         }
@@ -152,7 +162,7 @@ impl Session {
             .lease
             .as_ref()
             .map(|l| (l.node(), l.backend.process_id));
-        self.wait_for_office().await.map_err(End::Error)?;
+        self.wait_for_word().await.map_err(End::Error)?;
         if self.office.is_over(self.term) {
             return self.lose("the writer has left").await;
         }

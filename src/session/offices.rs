@@ -145,9 +145,17 @@ impl Drop for Rest {
 
 /// Waits until something may begin at the writer, as long as a client would wait for a connection. Cancel-safe.
 pub async fn serving(heard: &mut Heard, config: &Config) -> Result<Office, ClientError> {
+    told(heard, config, Office::serves).await
+}
+
+/// The same for other news.
+pub async fn told(
+    heard: &mut Heard,
+    config: &Config,
+    good: fn(&Office) -> bool,
+) -> Result<Office, ClientError> {
     let limit = config.pool.queue_timeout();
-    let found = tokio::time::timeout(limit, heard.wait_for(Office::serves)).await;
-    match found {
+    match tokio::time::timeout(limit, heard.wait_for(good)).await {
         Ok(Ok(office)) => Ok(*office),
         // Whoever tells is gone, and so is the proxy.
         Ok(Err(_)) => Err(ClientError::ShuttingDown),

@@ -46,6 +46,8 @@ pub(super) enum Step {
     More,
     /// Nothing more can be sent now.
     Wait,
+    /// It is to be looked at once more: things have changed.
+    Again,
 }
 
 impl Session {
@@ -89,7 +91,7 @@ impl Session {
                 step
             };
             match step {
-                Step::Next => {}
+                Step::Next | Step::Again => {}
                 Step::More => {
                     self.wanted_bytes = header.len.min(TEXT_BYTES_MAX);
                     let missing = self.wanted_bytes.saturating_sub(self.input.len());

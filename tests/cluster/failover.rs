@@ -1,21 +1,17 @@
-//! The writer killed, frozen and changed on purpose: another follows, nothing acknowledged is lost, nothing is done
+//! The writer killed and frozen: another follows, nothing acknowledged is lost, nothing is done
 //! twice, and no node out of office writes.
 //!
 //! `SEED=n` replays a run. With `SYNAPSEDB_TEST_ALL` runs take minutes.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use synapsedb::cli::demo::server::{DATABASE, PASSWORD, USER};
+use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, SimpleQueryMessage};
 
 use crate::faults::{Fault, LINES, Run, time};
-use crate::ledger::{CLIENTS, Crowd, Signals};
-use crate::support::cluster::{TestCluster, connect};
+use crate::support::cluster::TestCluster;
 use crate::tools::{
-    self, PATIENCE, ask, in_the_background, is_all, seed, status, still_waits, try_ask, until,
+    self, PATIENCE, ask, in_the_background, seed, status, still_waits, try_ask, until,
     until_status, within,
 };
 
@@ -25,9 +21,6 @@ const KILL_SEEN: Duration = Duration::from_secs(1);
 const FREEZE_SEEN: Duration = Duration::from_millis(2500);
 /// What "at once" is on a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(1);
-/// Planned changes of writer in one test; in `make test` each node writes twice.
-const PROMOTIONS: usize = 20;
-const PROMOTIONS_SHORT: usize = 6;
 
 fn seen_within(fault: Fault) -> Duration {
     match fault {
@@ -37,7 +30,7 @@ fn seen_within(fault: Fault) -> Duration {
 }
 
 /// The node that the proxy shows as writer, if it shows exactly one.
-async fn writer(cluster: &TestCluster) -> Option<usize> {
+pub async fn writer(cluster: &TestCluster) -> Option<usize> {
     let sql =
         "select case when count(*) = 1 then min(node_id) end from cluster_nodes where is_writer";
     let number: usize = try_ask(cluster, sql).await?.parse().ok()?;
@@ -63,7 +56,7 @@ pub async fn until_followed(cluster: &TestCluster, before: usize) -> usize {
 }
 
 /// A node is back: it serves, or it holds what was never acknowledged and is out. Whether it serves.
-async fn is_back(cluster: &TestCluster, node: usize) -> bool {
+pub async fn is_back(cluster: &TestCluster, node: usize) -> bool {
     until("the node is in sync or fenced", || async {
         let status = status(cluster, node).await;
         matches!(status.as_deref(), Some("in_sync" | "fenced"))
@@ -344,116 +337,4 @@ async fn cluster_nodes_tells_the_truth_soon_after_a_kill_and_a_freeze() {
         }
         run.finish(out).await;
     }
-}
-
-/// Ways to get a value that nobody else gets, by sequence.
-const DRAWS: [(&str, &str); 5] = [
-    ("serial", "insert into serials (v) values (1) returning id"),
-    (
-        "identity",
-        "insert into identities (v) values (1) returning id",
-    ),
-    ("bare", "select nextval('bare')"),
-    ("cached", "select nextval('cached')"),
-    ("jumpy", "select nextval('jumpy')"),
-];
-
-/// The values that one client drew, and what went wrong.
-#[derive(Default)]
-struct Drawn {
-    values: Vec<(usize, i64)>,
-    errors: Vec<String>,
-}
-
-async fn draw(port: u16, number: usize, signals: Arc<Signals>) -> Drawn {
-    let mut drawn = Drawn::default();
-    let client = connect(port, USER, PASSWORD, DATABASE).await.expect("in");
-    let mut jumps: i64 = 0;
-    while signals.go_on() {
-        for (at, (_, sql)) in DRAWS.iter().enumerate() {
-            match one(&client, sql).await {
-                Ok(value) => drawn.values.push((at, value)),
-                Err(error) => {
-                    drawn.errors.push(format!("{sql}: {error:?}"));
-                    return drawn;
-                }
-            }
-        }
-        // One client alone sends it ahead, further than all draw in between.
-        if number == 0 {
-            jumps += 1;
-            let jump = format!("select setval('jumpy', {})", jumps * 1_000_000);
-            if let Err(error) = one(&client, &jump).await {
-                drawn.errors.push(format!("{jump}: {error:?}"));
-                return drawn;
-            }
-        }
-        signals.acknowledge();
-    }
-    drawn
-}
-
-async fn one(client: &Client, sql: &str) -> Result<i64, tokio_postgres::Error> {
-    let messages = client.simple_query(sql).await?;
-    let value = messages.iter().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => row.get(0),
-        _ => None,
-    });
-    Ok(value.expect("a row").parse().expect("a number"))
-}
-
-/// `synapsedb promote NODE`, to its end.
-fn promote(cluster: &TestCluster, node: usize) {
-    let mut command = cluster.command("promote");
-    command.arg(cluster.server_ref(node).name());
-    let output = tokio::task::block_in_place(|| command.output());
-    let output = output.expect("it runs");
-    assert!(output.status.success(), "promote: {output:?}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn planned_changes_of_writer_hand_out_no_value_twice_and_fail_no_client() {
-    let cluster = TestCluster::start().await;
-    let client = cluster.client().await;
-    tools::run(
-        &client,
-        "create table serials (id serial primary key, v int);
-         create table identities (id bigint generated by default as identity primary key, v int);
-         create sequence bare; create sequence cached cache 100; create sequence jumpy",
-    )
-    .await;
-    let port = cluster.port();
-    let crowd = Crowd::gather(CLIENTS, |number, signals| draw(port, number, signals));
-    crowd.lines(LINES).await;
-    let times = if is_all() {
-        PROMOTIONS
-    } else {
-        PROMOTIONS_SHORT
-    };
-    for _ in 0..times {
-        let next = (some_writer(&cluster).await + 1) % cluster.nodes();
-        let began = Instant::now();
-        promote(&cluster, next);
-        until("the node writes", || async {
-            writer(&cluster).await == Some(next)
-        })
-        .await;
-        println!("node{} writes after {:?}", next + 1, began.elapsed());
-        crowd.lines(LINES).await;
-        for node in 0..cluster.nodes() {
-            until_status(&cluster, node, "in_sync").await;
-        }
-    }
-    let (mut seen, mut faults) = (BTreeSet::new(), Vec::new());
-    for drawn in crowd.disperse().await {
-        faults.extend(drawn.errors);
-        for (at, value) in drawn.values {
-            if !seen.insert((at, value)) {
-                faults.push(format!("{}: {value} twice", DRAWS[at].0));
-            }
-        }
-    }
-    println!("{} values", seen.len());
-    assert!(faults.is_empty(), "{faults:#?}");
-    cluster.assert_nodes_equal().await;
 }

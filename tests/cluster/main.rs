@@ -9,6 +9,7 @@ mod applying;
 mod bad_nodes;
 mod builds;
 mod catalogs;
+mod changes;
 mod check;
 mod checks;
 mod commands;
