@@ -88,8 +88,11 @@ impl Commits {
             return;
         }
         let seat = self.seats().get(&token.session).map(Arc::clone);
-        if let Some(seat) = seat {
-            *lock(&seat) = Some((token.count, unit));
+        let Some(seat) = seat else { return };
+        let mut seat = lock(&seat);
+        // A log that is read again, or another writer's from a place long ago, shows older ones anew.
+        if seat.is_none_or(|(newest, _)| newest <= token.count) {
+            *seat = Some((token.count, unit));
         }
     }
 
@@ -213,6 +216,22 @@ mod tests {
         commits.shown(second, UnitId::NOTHING);
         assert_eq!(ticket.fate(2, term, "c").await, Fate::Committed);
         assert!(ticket.is_shown(2) && !ticket.is_shown(1));
+    }
+
+    #[tokio::test]
+    async fn a_log_that_is_read_from_long_ago_takes_nothing_back() {
+        let commits = Arc::new(Commits::default());
+        let mut ticket = commits.join(7);
+        let [old, new] = [1, 3].map(|term| UnitId {
+            term: Epoch(term),
+            lsn: Lsn(50),
+        });
+        let (first, second) = (ticket.next_token(), ticket.next_token());
+        commits.shown(first, old);
+        commits.shown(second, new);
+        commits.shown(first, old);
+        commits.end(Epoch(3), BTreeMap::from([("a".to_owned(), Lsn(50))]));
+        assert_eq!(ticket.fate(2, Epoch(3), "a").await, Fate::Committed);
     }
 
     #[tokio::test]

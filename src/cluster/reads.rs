@@ -14,7 +14,7 @@ use super::sight::{Asker, Sight};
 use super::steward::Steward;
 use super::view::Status;
 use crate::config::Config;
-use crate::ids::{Lsn, NodeId, Xid};
+use crate::ids::{Lsn, NodeId, Tables, Xid};
 
 /// Handles registered once.
 pub struct Meters {
@@ -106,6 +106,17 @@ impl Reads {
     /// What is known of a database's units.
     pub fn sight(&self, database: &str) -> Option<Arc<Sight>> {
         self.sights.load().get(database).map(Arc::clone)
+    }
+
+    /// A node that serves and has in every database everything that was acknowledged.
+    pub fn follower_with_all(&self) -> Option<NodeId> {
+        let sights = self.sights.load();
+        let has_all = |node: NodeId| {
+            let mut sights = sights.values();
+            sights.all(|sight| sight.is_fresh(node, &Tables::All, sight.written()))
+        };
+        let mut serving = self.loads.iter().filter(|(_, load)| load.serves());
+        serving.find_map(|(node, _)| has_all(node).then_some(node))
     }
 
     /// A database has a stream from now on.

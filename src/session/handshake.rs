@@ -12,10 +12,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::cluster::guests::Guest;
-use crate::cluster::office::Office;
 use crate::cluster::service::Answer;
 use crate::config::{AuthMode, Consistency};
 use crate::error::ClientError;
+use crate::ids::NodeId;
 use crate::node::admin::AdminError;
 use crate::node::backend::Parameters;
 use crate::node::identity::Epoch;
@@ -25,6 +25,7 @@ use crate::node::pooled::{CONSISTENCY, node_error};
 use crate::node::verifiers::RoleFacts;
 use crate::session::cancel::CancelHandle;
 use crate::session::client::Client;
+use crate::session::offices::Desk;
 use crate::session::scram;
 use crate::session::shared::{Seat, Shared};
 use crate::session::startup::Wish;
@@ -187,8 +188,9 @@ impl Handshake {
         let guest = self.shared.relay.service().enter(&wish.database);
         let shared = &self.shared;
         let (wished, facts) = (&wish, facts.as_ref());
-        let ask = |office| -> Answer<'_, _> { Box::pin(ask_node(shared, office, wished, facts)) };
-        let (pool, epoch, told) = shared.offices.ask_writer(&shared.config, ask).await?;
+        let ask = |desk| -> Answer<'_, _> { Box::pin(ask_node(shared, desk, wished, facts)) };
+        let asked = shared.offices.ask(&shared.config, || reader(shared), ask);
+        let (pool, epoch, told) = asked.await?;
         let cancel = self.shared.cancels.register(minor);
         let mut out = BytesMut::new();
         for (name, value) in told.iter() {
@@ -317,14 +319,15 @@ impl Handshake {
     /// Who the client is, proved or (in trust mode) believed.
     async fn authenticate(&mut self, wish: &Wish) -> Result<Option<(RoleFacts, Epoch)>, Ended> {
         let shared = Arc::clone(&self.shared);
-        let ask = |office: Office| -> Answer<'_, _> {
+        let ask = |desk: Desk| -> Answer<'_, _> {
             let facts = shared
                 .verifiers
-                .facts(office.writer, &wish.user, &wish.database);
+                .facts(desk.node, &wish.user, &wish.database);
             let shared = &shared;
             Box::pin(async move { facts.await.map_err(|error| unreachable(shared, &error)) })
         };
-        let facts = shared.offices.ask_writer(&shared.config, ask).await?;
+        let asked = shared.offices.ask(&shared.config, || reader(&shared), ask);
+        let facts = asked.await?;
         let mut key = None;
         if shared.config.auth.mode == AuthMode::Scram {
             let verifier = facts.as_ref().and_then(|facts| facts.verifier.clone());
@@ -379,25 +382,29 @@ impl Handshake {
 /// The node's own word on user, database and settings, and what it tells such a client.
 async fn ask_node(
     shared: &Shared,
-    office: Office,
+    desk: Desk,
     wish: &Wish,
     facts: Option<&(RoleFacts, Epoch)>,
 ) -> Result<(Arc<Pool>, Epoch, Parameters), ClientError> {
-    let writer = office.writer;
     let Wish {
         user,
         database,
         settings,
     } = wish;
     let Some((facts, epoch)) = facts.filter(|(facts, _)| facts.admitted) else {
-        shared.pools.try_door(writer, user, database).await?;
+        shared.pools.try_door(desk.node, user, database).await?;
         let text = "the node admitted a login that its catalog does not";
         return Err(ClientError::Internal(text.into()));
     };
-    let pool = shared.pools.pool(writer, user, database)?;
-    pool.begin_term(office.term);
+    let pool = shared.pools.pool(desk.office.writer, user, database)?;
     shared.pools.note_defaults(user, database, &facts.defaults);
-    let mut lease = pool.acquire().await?;
+    let mut lease = if desk.is_follower() {
+        let theirs = shared.pools.read_pool(desk.node, user, database)?;
+        theirs.acquire().await?
+    } else {
+        pool.begin_term(desk.office.term);
+        pool.acquire().await?
+    };
     if pool.epoch() != *epoch {
         let user = user.clone();
         return Err(ClientError::OtherRole { user });
@@ -407,7 +414,7 @@ async fn ask_node(
         Err(error) => Err(error),
     };
     let told = lease.backend.parameters.clone();
-    let name = || shared.node_name(writer);
+    let name = || shared.node_name(desk.node);
     match adopted {
         Ok(()) => lease.release(),
         Err(error) => {
@@ -416,6 +423,11 @@ async fn ask_node(
         }
     }
     Ok((pool, *epoch, told))
+}
+
+/// A follower that knows all that was acknowledged of roles, whatever database they were changed in.
+fn reader(shared: &Shared) -> Option<NodeId> {
+    shared.relay.service().reads()?.follower_with_all()
 }
 
 /// Whom the role's name stands for, noted for all. Where it is news, the writer is asked once more: the client took
@@ -433,7 +445,7 @@ async fn settle(
     let asking = shared.pools.asking().await;
     let now = shared
         .verifiers
-        .facts(shared.writer(), user, database)
+        .facts(facts.identity.node, user, database)
         .await;
     let now = now.map_err(|error| unreachable(shared, &error))?;
     let verifier = now.as_ref().and_then(|now| now.verifier.as_ref());

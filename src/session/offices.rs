@@ -108,20 +108,36 @@ impl Offices {
             .map(|count| count.load(Ordering::Relaxed))
     }
 
-    /// Asks the writer, and again the next one where it was lost meanwhile. Dropping the future gives the question up.
-    pub async fn ask_writer<'a, T>(
+    /// Asks the writer, and again the next one where it was lost meanwhile; where nobody can write so soon, a follower
+    /// that has everything, if `reader` knows one. Dropping the future gives the question up.
+    pub async fn ask<'a, T>(
         &self,
         config: &Config,
-        ask: impl Fn(Office) -> Answer<'a, Result<T, ClientError>>,
+        reader: impl Fn() -> Option<NodeId>,
+        ask: impl Fn(Desk) -> Answer<'a, Result<T, ClientError>>,
     ) -> Result<T, ClientError> {
         let mut heard = self.heard();
         let until = Instant::now() + patience(config);
         loop {
-            let office = serving(&mut heard, config).await?;
+            let office = told(&mut heard, config, |office| {
+                office.serves() || office.is_headless()
+            });
+            let mut office = office.await?;
+            let mut node = office.writer;
+            if office.is_headless() {
+                match reader() {
+                    Some(reader) => node = reader,
+                    None => {
+                        office = serving(&mut heard, config).await?;
+                        node = office.writer;
+                    }
+                }
+            }
+            let desk = Desk { office, node };
             let answer = tokio::select! {
                 biased;
-                answer = ask(office) => answer,
-                () = over(&mut heard, office.term) => continue,
+                answer = ask(desk) => answer,
+                () = other(&mut heard, office) => continue,
             };
             match answer {
                 Err(error) if is_away(&error) && Instant::now() < until => {
@@ -130,6 +146,22 @@ impl Offices {
                 answer => return answer,
             }
         }
+    }
+}
+
+/// Who is asked what only the writer knows for certain, or a follower where there is none.
+#[derive(Clone, Copy, Debug)]
+pub struct Desk {
+    /// As it was told.
+    pub office: Office,
+    /// The node that is asked.
+    pub node: NodeId,
+}
+
+impl Desk {
+    /// Whether it is a follower.
+    pub fn is_follower(&self) -> bool {
+        self.node != self.office.writer
     }
 }
 
@@ -166,6 +198,17 @@ pub async fn told(
 /// Ends when what was begun in this term has lost its writer. Cancel-safe.
 pub async fn over(heard: &mut Heard, term: Epoch) {
     if heard.wait_for(|office| office.is_over(term)).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Ends when this is not what holds any more: what was begun has lost its writer, or there is one again. Cancel-safe.
+async fn other(heard: &mut Heard, office: Office) {
+    let other = |now: &Office| {
+        let back = office.is_headless() && !now.is_headless();
+        back || !office.is_headless() && now.is_over(office.term)
+    };
+    if heard.wait_for(other).await.is_err() {
         std::future::pending::<()>().await;
     }
 }

@@ -191,6 +191,10 @@ async fn one_follower_is_left(fault: Fault) {
         writes_are_refused_at_once(&client, n).await;
         assert_eq!(ask(&client, COUNT).await, "20");
         assert_eq!(ask(&reader, COUNT).await, "20");
+        let came = Instant::now();
+        let newcomer = run.cluster.client().await;
+        assert_eq!(ask(&newcomer, COUNT).await, "20");
+        assert!(came.elapsed() < AT_ONCE, "{:?}", came.elapsed());
         tools::run(&client, "begin").await;
         assert_eq!(ask(&client, COUNT).await, "20");
         tools::run(&client, "commit").await;
