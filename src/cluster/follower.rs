@@ -30,6 +30,9 @@ use crate::wire::scram::verifier::{DEFAULT_ITERATIONS, make_verifier};
 /// A unit that can't be applied is tried again at most this far apart.
 const STUCK_RETRY_MAX: Duration = Duration::from_secs(5);
 
+/// So often applying breaks off at one unit before it is told.
+const STALL: u32 = 3;
+
 /// So long may a batch take while another transaction is applied ahead, whose locks may be what it waits for.
 const AHEAD_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -126,6 +129,29 @@ impl Meters {
     }
 }
 
+/// The unit at which applying broke off last, and how often.
+#[derive(Default)]
+struct BrokenAt {
+    unit: Option<UnitId>,
+    times: u32,
+}
+
+impl BrokenAt {
+    /// Whether it is no matter of a moment.
+    fn is_stall(&mut self, unit: UnitId, error: &ApplyError) -> bool {
+        if let ApplyError::GivenUp(_) = error {
+            return false;
+        }
+        self.times = if self.unit == Some(unit) {
+            self.times + 1
+        } else {
+            1
+        };
+        self.unit = Some(unit);
+        error.lacks_room() || self.times >= STALL
+    }
+}
+
 /// The running applier of one follower and database.
 pub(super) struct FollowerTask {
     pub(super) follower: Follower,
@@ -151,6 +177,7 @@ impl FollowerTask {
     async fn work(&self) {
         let meters = Meters::of(&self.follower.name);
         let mut care = Care::default();
+        let mut broken_at = BrokenAt::default();
         let mut pause = RETRY;
         let mut armed = self.follower.armed;
         loop {
@@ -173,7 +200,9 @@ impl FollowerTask {
                         .applied(self.stream, self.follower.node, place, Some(end));
                     let connected = Connected::new(&self.replicator, self.follower.node);
                     tracing::info!(node = self.follower.node.0, %place, "follower's applier at work");
-                    let ended = self.apply(applier, &mut care, &meters).await;
+                    let ended = self
+                        .apply(applier, &mut care, &mut broken_at, &meters)
+                        .await;
                     drop(connected);
                     match ended {
                         Ended::Fenced => return,
@@ -188,7 +217,13 @@ impl FollowerTask {
     }
 
     /// Applies until something fails.
-    async fn apply(&self, mut applier: Applier, care: &mut Care, meters: &Meters) -> Ended {
+    async fn apply(
+        &self,
+        mut applier: Applier,
+        care: &mut Care,
+        broken_at: &mut BrokenAt,
+        meters: &Meters,
+    ) -> Ended {
         let mut ahead: Option<Ahead> = None;
         loop {
             self.begin_early(&mut applier).await;
@@ -242,9 +277,13 @@ impl FollowerTask {
             drop((applier, ahead));
             self.aside.without_early(None).await;
             let node = self.follower.node.0;
+            let unit = batch.first().map_or(last, |first| first.id);
             if error.is_passing() {
-                tracing::warn!(node, %error, "applying broke off; going on with a new connection");
-                return Ended::Broken;
+                if !broken_at.is_stall(unit, &error) {
+                    tracing::warn!(node, %error, "applying broke off; going on with a new connection");
+                    return Ended::Broken;
+                }
+                return self.stalled(unit, &error);
             }
             if care.failed(batch.len()) {
                 tracing::warn!(node, %error, ?care, "applying failed; trying with more care");
@@ -259,6 +298,19 @@ impl FollowerTask {
                 .failed(self.stream, self.follower.node, failure);
             return if out { Ended::Fenced } else { Ended::Stuck };
         }
+    }
+
+    /// It breaks off at the same unit again and again. Trying goes on, a little more rarely.
+    fn stalled(&self, unit: UnitId, error: &ApplyError) -> Ended {
+        let (id, node) = (self.stream, self.follower.node);
+        let stall = Failure {
+            unit,
+            text: error.to_string(),
+        };
+        if self.replicator.stalled(id, node, stall) {
+            tracing::error!(node = node.0, %error, "a follower can't go on for the time being");
+        }
+        Ended::Stuck
     }
 
     /// An applier for another writer's units. The one before has another origin, so both may be there for a moment.

@@ -26,6 +26,8 @@ const DRAIN: Duration = Duration::from_secs(10);
 const LEVEL: Duration = Duration::from_secs(5);
 /// For the old writer to leave office, and for all to be told.
 const LEAVE: Duration = Duration::from_secs(2);
+/// For the chosen node's slots to be moved ahead of it.
+const HASTEN: Duration = Duration::from_secs(10);
 /// For connections to be opened ahead of it, and those of so many databases at most.
 const PREPARE: Duration = Duration::from_secs(2);
 const PREPARED_MAX: usize = 8;
@@ -81,9 +83,17 @@ impl Cluster {
                 status: entry.status.name(),
             });
         }
-        steward.hasten_slots(node).await;
-        self.prepare(steward, node).await;
         let mut standing = steward.standing.subscribe();
+        let ahead = async {
+            // Either is of use, not of need.
+            let _ = tokio::time::timeout(HASTEN, steward.hasten_slots(node)).await;
+            self.prepare(steward, node).await;
+        };
+        tokio::select! {
+            () = ahead => {}
+            // The sender lives as long as the steward.
+            _ = standing.wait_for(|standing| *standing == Standing::Lost) => {}
+        }
         if *standing.borrow() != Standing::Serving {
             self.common.spares.clear();
             return Err(HandoverError::Lost);
@@ -120,7 +130,7 @@ impl Cluster {
         Err(HandoverError::Other(view.nodes[writer.0].name.clone()))
     }
 
-    /// Opens what the change is going to need, while clients are still served. It is of use, not of need.
+    /// Opens what the change is going to need, while clients are still served.
     async fn prepare(&self, steward: &Arc<Steward>, next: NodeId) {
         let streams = steward.replicator.streams().into_iter();
         let databases: Vec<String> = streams.map(|(_, name)| name).take(PREPARED_MAX).collect();

@@ -357,9 +357,10 @@ fn show(entry: &mut NodeView, follower: &FollowerSnapshot, decoded: Lsn, databas
     let known = &follower.known;
     entry.lag_bytes = decoded.0.saturating_sub(follower.place.0);
     (entry.queue_units, entry.queue_bytes) = follower.queue;
-    let failure = known.failures.values().next().map(|f| f.text.clone());
+    let mut failures = known.failures.values().chain(known.stalls.values());
+    let failure = failures.next().map(|f| f.text.clone());
+    let at_work = databases > 0 && known.connected >= databases && failure.is_none();
     entry.problem = known.fenced.clone().or(failure);
-    let at_work = databases > 0 && known.connected >= databases && known.failures.is_empty();
     entry.status = match entry.status {
         Status::Down => Status::Down,
         _ if known.fenced.is_some() => Status::Fenced,

@@ -48,6 +48,8 @@ pub struct FollowerState {
     pub connected: usize,
     /// The last failure that is not over, by stream.
     pub failures: BTreeMap<StreamId, Failure>,
+    /// What keeps it from applying a unit for the time being, by stream: a full disk, say.
+    pub stalls: BTreeMap<StreamId, Failure>,
     /// Why it is out of service for good, until it is mended.
     pub fenced: Option<String>,
 }
@@ -361,6 +363,13 @@ impl Replicator {
         }
         if let Some(follower) = state.followers.get_mut(&node) {
             follower.failures.remove(&id);
+            if follower
+                .stalls
+                .get(&id)
+                .is_some_and(|stall| stall.unit <= unit)
+            {
+                follower.stalls.remove(&id);
+            }
         }
         if state.held.as_ref().is_some_and(|held| held.unit <= unit) {
             state.held = None;
@@ -408,6 +417,17 @@ impl Replicator {
                 follower.connected.saturating_sub(1)
             };
         }
+    }
+
+    /// A follower can't apply a unit for the time being, again and again. Whether this is news.
+    pub(super) fn stalled(&self, id: StreamId, node: NodeId, stall: Failure) -> bool {
+        let mut state = self.lock();
+        let Some(follower) = state.followers.get_mut(&node) else {
+            return false;
+        };
+        let unit = stall.unit;
+        let before = follower.stalls.insert(id, stall);
+        before.is_none_or(|before| before.unit != unit)
     }
 
     /// A follower could not apply a unit, and a new connection did not help. True: it is out.

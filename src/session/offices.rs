@@ -125,12 +125,11 @@ impl Offices {
             let mut office = office.await?;
             let mut node = office.writer;
             if office.is_headless() {
-                match reader() {
-                    Some(reader) => node = reader,
-                    None => {
-                        office = serving(&mut heard, config).await?;
-                        node = office.writer;
-                    }
+                if let Some(reader) = reader() {
+                    node = reader;
+                } else {
+                    office = serving(&mut heard, config).await?;
+                    node = office.writer;
                 }
             }
             let desk = Desk { office, node };

@@ -41,6 +41,7 @@ mod smoke;
 mod tools;
 mod types;
 mod unreplicated;
+mod unwell;
 mod views;
 mod workload;
 mod writers;

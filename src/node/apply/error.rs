@@ -48,6 +48,11 @@ impl ApplyError {
         }
     }
 
+    /// Whether the node says that it has no room for it: on its disk, in its memory, for a connection.
+    pub fn lacks_room(&self) -> bool {
+        self.sqlstate().is_some_and(|code| code.starts_with("53"))
+    }
+
     /// Whether the node itself may be well and a new connection may go on where this one ended:
     /// the socket broke, the server is starting or ending, the transaction lost a deadlock.
     pub fn is_passing(&self) -> bool {
