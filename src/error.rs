@@ -398,7 +398,7 @@ impl ClientError {
                 let text = format!("write quorum lost: {in_sync} of {total} nodes in sync");
                 Report::error(Node, "25006", text)
                     .detail(format!("A commit needs {} nodes in sync. Reads are answered meanwhile.", total / 2 + 1))
-                    .hint("Run it again when nodes are back; select * from cluster_nodes says what is wrong with each.")
+                    .hint("Run it again when nodes are back; GET /status on the port for operators says what is wrong with each.")
                     .retry()
             }
             Self::NoWriter { waited } => Report::error(Node, "57P03", "the cluster has no writer")

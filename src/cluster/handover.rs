@@ -26,6 +26,8 @@ const DRAIN: Duration = Duration::from_secs(10);
 const LEVEL: Duration = Duration::from_secs(5);
 /// For the old writer to leave office, and for all to be told.
 const LEAVE: Duration = Duration::from_secs(2);
+/// For an earlier change to come to its end.
+const READY: Duration = Duration::from_secs(2);
 /// For the chosen node's slots to be moved ahead of it.
 const HASTEN: Duration = Duration::from_secs(10);
 /// For connections to be opened ahead of it, and those of so many databases at most.
@@ -54,6 +56,9 @@ pub enum HandoverError {
     /// It did not get level.
     #[error("node {0} did not have everything within {LEVEL:?}; the writer goes on")]
     Behind(String),
+    /// It does not answer any more.
+    #[error("node {0} does not answer any more; the writer goes on")]
+    Gone(String),
     /// There is none to hand over.
     #[error("the writer was lost in this moment; the log says who follows")]
     Lost,
@@ -63,6 +68,14 @@ pub enum HandoverError {
     /// Somebody else became the writer.
     #[error("node {0} became the writer instead; the log says why")]
     Other(String),
+}
+
+fn is_in_sync(steward: &Steward, node: NodeId) -> bool {
+    steward.view().nodes[node.0].status == Status::InSync
+}
+
+fn is_there(steward: &Steward, node: NodeId) -> bool {
+    steward.view().nodes[node.0].is_there()
 }
 
 impl Cluster {
@@ -75,6 +88,15 @@ impl Cluster {
         if node == steward.writer() {
             return Ok(());
         }
+        let mut standing = steward.standing.subscribe();
+        // Right behind another change everybody is a moment behind.
+        let ready = async {
+            while *standing.borrow_and_update() == Standing::Beginning || !is_in_sync(steward, node)
+            {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        let _ = tokio::time::timeout(READY, ready).await;
         let view = steward.view();
         let entry = &view.nodes[node.0];
         if entry.status != Status::InSync {
@@ -83,7 +105,6 @@ impl Cluster {
                 status: entry.status.name(),
             });
         }
-        let mut standing = steward.standing.subscribe();
         let ahead = async {
             // Either is of use, not of need.
             let _ = tokio::time::timeout(HASTEN, steward.hasten_slots(node)).await;
@@ -164,20 +185,23 @@ impl Cluster {
 
     /// Until the old writer has left office.
     async fn close(&self, steward: &Arc<Steward>, node: NodeId) -> Result<(), HandoverError> {
-        self.drain(steward).await?;
+        self.drain(steward, node).await?;
         tracing::debug!("handing over: nothing is under way");
         let name = || steward.view().nodes[node.0].name.clone();
         let end = steward
             .writers_end()
             .await
             .ok_or(ControlError::Answer("where its log ends"))?;
-        let level = async {
-            while steward.replicator.place(node) < end {
-                tokio::time::sleep(LOOK).await;
+        let began = Instant::now();
+        while steward.replicator.place(node) < end {
+            if !is_there(steward, node) {
+                return Err(HandoverError::Gone(name()));
             }
-        };
-        let level = tokio::time::timeout(LEVEL, level).await;
-        level.map_err(|_| HandoverError::Behind(name()))?;
+            if began.elapsed() > LEVEL {
+                return Err(HandoverError::Behind(name()));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
         self.tell(steward, State::Vacant);
         tracing::debug!("handing over: the next writer has everything");
         steward.abdicate().await;
@@ -191,7 +215,7 @@ impl Cluster {
     }
 
     /// Until nothing is under way on the writer. Nothing new begins there by now.
-    async fn drain(&self, steward: &Arc<Steward>) -> Result<(), HandoverError> {
+    async fn drain(&self, steward: &Arc<Steward>, node: NodeId) -> Result<(), HandoverError> {
         let began = Instant::now();
         let (keeper, control) = (&self.common.keeper, &self.common.control);
         let client = keeper.client(control, steward.writer(), &control.database);
@@ -200,6 +224,10 @@ impl Cluster {
         let sql = "select count(*) from pg_stat_activity
                     where backend_type = 'client backend' and backend_xid is not null and pid <> pg_backend_pid()";
         while began.elapsed() < DRAIN {
+            if !is_there(steward, node) {
+                let name = steward.view().nodes[node.0].name.clone();
+                return Err(HandoverError::Gone(name));
+            }
             if (self.under_way)() == 0 {
                 let busy: i64 = client
                     .query_one(sql, &[])

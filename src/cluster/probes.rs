@@ -13,12 +13,15 @@ use super::bring_up::Prepared;
 use super::catalogs::shows;
 use super::office::{Office, State};
 use super::replicator::{FollowerSnapshot, RETRY};
-use super::steward::Steward;
+use super::steward::{Before, Steward};
 use super::view::{NodeView, Status, View};
 use crate::config::Config;
 use crate::ids::{Lsn, NodeId};
 use crate::node::canary::Canary;
 use crate::node::control::{self, ControlError};
+
+/// For appliers to be at work again after a planned change of writer.
+const INHERITED: Duration = Duration::from_secs(3);
 
 /// How the writer of a term does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,7 +197,11 @@ impl Steward {
             }
         };
         tracing::debug!("the writer's run is met");
-        if !self.wait_quorum().await {
+        let known = tokio::select! {
+            known = self.wait_quorum() => known,
+            () = self.alone(), if self.on_majority => true,
+        };
+        if !known {
             return false;
         }
         tracing::debug!("a majority has all that the writer's log held");
@@ -211,6 +218,13 @@ impl Steward {
             }
         });
         true
+    }
+
+    /// Until so many are away that nobody can have what the writer adds: it may be read from.
+    async fn alone(&self) {
+        while self.view().may_have_majority() {
+            tokio::time::sleep(RETRY).await;
+        }
     }
 
     /// Until the writer shows what followers were read by while it was away. False: not yet.
@@ -315,6 +329,11 @@ impl Steward {
 
     /// Once, so that the view is as true as can be from here on.
     pub(super) fn carry(&self) {
+        if self.cancel.is_cancelled() {
+            // That its appliers have ended says nothing of a node: what it has, it has.
+            self.tell_who_serves();
+            return;
+        }
         let now = self.replicator.snapshot();
         let mut behind_since = self
             .behind_since
@@ -327,6 +346,9 @@ impl Steward {
                 behind_since.remove(node);
             }
         }
+        let inherits = self
+            .inherits
+            .is_some_and(|since| since.elapsed() < INHERITED);
         self.view.rcu(|view| {
             let mut view = View::clone(view);
             view.written = now.report.write;
@@ -338,7 +360,8 @@ impl Steward {
             for (node, follower) in &now.followers {
                 let behind = behind_since.get(node).map(Instant::elapsed);
                 let databases = now.databases.len();
-                show(&mut view.nodes[node.0], follower, now.decoded, databases);
+                let entry = &mut view.nodes[node.0];
+                show(entry, follower, now.decoded, databases, inherits);
                 view.nodes[node.0].lag_seconds = behind.unwrap_or_default().as_secs_f64();
                 view.nodes[node.0].indexes_owed = now.indexes_owed.get(node).copied().unwrap_or(0);
             }
@@ -352,8 +375,15 @@ impl Steward {
 }
 
 /// Carries what replication knows of a follower into its entry. What the probes say of a dead node
-/// comes first: its appliers may not have noticed yet.
-fn show(entry: &mut NodeView, follower: &FollowerSnapshot, decoded: Lsn, databases: usize) {
+/// comes first: its appliers may not have noticed yet. `inherits`: who was in sync a moment ago, under another writer,
+/// is so still.
+fn show(
+    entry: &mut NodeView,
+    follower: &FollowerSnapshot,
+    decoded: Lsn,
+    databases: usize,
+    inherits: bool,
+) {
     let known = &follower.known;
     entry.lag_bytes = decoded.0.saturating_sub(follower.place.0);
     (entry.queue_units, entry.queue_bytes) = follower.queue;
@@ -364,6 +394,7 @@ fn show(entry: &mut NodeView, follower: &FollowerSnapshot, decoded: Lsn, databas
     entry.status = match entry.status {
         Status::Down => Status::Down,
         _ if known.fenced.is_some() => Status::Fenced,
+        Status::InSync if inherits && entry.problem.is_none() => Status::InSync,
         _ if at_work => Status::InSync,
         _ => Status::CatchingUp,
     };
@@ -377,8 +408,9 @@ fn count(view: &mut View) {
     view.quorum = writer && view.in_sync > view.nodes.len() / 2;
 }
 
-pub(super) fn first_view(config: &Config, prepared: &Prepared, before: Option<&View>) -> View {
-    let known = |at: usize| before.and_then(|view| view.nodes.get(at));
+pub(super) fn first_view(config: &Config, prepared: &Prepared, before: Option<&Before>) -> View {
+    let known = |at: usize| before.and_then(|before| before.view.nodes.get(at));
+    let planned = before.is_some_and(|before| before.planned);
     let node = |(at, node): (usize, &crate::config::Node)| NodeView {
         id: NodeId(at),
         name: node.name.clone(),
@@ -387,6 +419,7 @@ pub(super) fn first_view(config: &Config, prepared: &Prepared, before: Option<&V
         status: match known(at).map(|node| node.status) {
             _ if NodeId(at) == prepared.writer => Status::InSync,
             Some(Status::Down) if !prepared.armed.contains(&NodeId(at)) => Status::Down,
+            Some(Status::InSync) if planned => Status::InSync,
             _ => Status::CatchingUp,
         },
         is_writer: NodeId(at) == prepared.writer,

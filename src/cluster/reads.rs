@@ -124,16 +124,20 @@ impl Reads {
         let term = self.term.load();
         let (written, met) = (Arc::clone(&term.written), Arc::clone(&term.met));
         let sight = Sight::new(self.nodes, written, met, Arc::clone(&self.asker));
-        self.replace(database, Some(&sight));
+        if let Some(before) = self.replace(database, Some(&sight)) {
+            before.close();
+        }
         sight
     }
 
     /// A database has none any more.
     pub(super) fn close(&self, database: &str) {
-        self.replace(database, None);
+        if let Some(before) = self.replace(database, None) {
+            before.close();
+        }
     }
 
-    fn replace(&self, database: &str, sight: Option<&Arc<Sight>>) {
+    fn replace(&self, database: &str, sight: Option<&Arc<Sight>>) -> Option<Arc<Sight>> {
         let before = self.sight(database);
         self.sights.rcu(|known| {
             let mut known = BTreeMap::clone(known);
@@ -143,9 +147,7 @@ impl Reads {
             };
             known
         });
-        if let Some(before) = before {
-            before.close();
-        }
+        before
     }
 
     /// A majority has everything up to here; told before the writer is.
@@ -178,15 +180,22 @@ impl Reads {
         word.clear();
     }
 
-    /// Another writer, or the same anew: places in its log are not those of before. Nobody reads by what was known.
-    pub(super) fn new_term(&self) {
-        for (_, load) in self.loads.iter() {
-            load.set_serves(false);
+    /// Another writer, or the same anew: places in its log are not those of before. Nobody begins to read by what was
+    /// known. `planned`: the writer has left in order, so what goes on at followers may go on.
+    pub(super) fn new_term(&self, planned: bool) {
+        if !planned {
+            for (_, load) in self.loads.iter() {
+                load.set_serves(false);
+            }
         }
         self.term.store(Arc::new(Term::new()));
         let databases: Vec<String> = self.sights.load().keys().cloned().collect();
         for database in databases {
-            self.close(&database);
+            match self.replace(&database, None) {
+                Some(before) if planned => before.pass(),
+                Some(before) => before.close(),
+                None => {}
+            }
         }
     }
 }

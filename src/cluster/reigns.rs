@@ -6,10 +6,13 @@
 //! as at the start of a proxy. Until then nobody asks anything of a writer. It knows no session.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use futures_util::future::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -26,7 +29,7 @@ use super::keeper::Keeper;
 use super::office::{State, Told};
 use super::probes::Standing;
 use super::reads::Reads;
-use super::steward::{Common, Steward};
+use super::steward::{Before, Common, Steward};
 use super::view::Status;
 use crate::config::Config;
 use crate::ids::{Epoch, Lsn, NodeId};
@@ -40,6 +43,9 @@ const LEVEL: Duration = Duration::from_secs(10);
 /// For a writer to be brought up. A node that stands still in the middle of it is not reached the next time; where there
 /// is so much to do, there is more time then.
 const BRING_UP: Duration = Duration::from_secs(3);
+const BRING_UP_MAX: Duration = Duration::from_secs(120);
+/// The exit code of a program that has found a fault in itself (`sysexits.h`: `EX_SOFTWARE`).
+const FAULT: i32 = 70;
 /// Between two looks at that, and between two tries to find a writer.
 const LOOK: Duration = Duration::from_millis(5);
 const AGAIN: Duration = Duration::from_millis(200);
@@ -72,6 +78,14 @@ pub struct Cluster {
     pub(super) under_way: UnderWay,
     tasks: TaskTracker,
     stop: CancellationToken,
+}
+
+/// Whether a majority, the old writer in it, has all of its term that the next one has.
+fn on_majority(steward: &Steward, former: &[Former]) -> bool {
+    let written = steward.replicator.snapshot().report.write;
+    let mine = former.iter().find(|one| one.term == steward.term);
+    let last = mine.and_then(|mine| mine.last.as_ref());
+    last.is_some_and(|last| last.values().all(|lsn| *lsn <= written))
 }
 
 impl Cluster {
@@ -113,7 +127,16 @@ impl Cluster {
             stop: CancellationToken::new(),
         });
         let this = Arc::clone(&cluster);
-        cluster.tasks.spawn(async move { this.go_on(heard).await });
+        cluster.tasks.spawn(async move {
+            let work = AssertUnwindSafe(this.go_on(heard)).catch_unwind();
+            if work.await.is_err() {
+                // Nobody would look after the cluster any more, and the doors would stay open.
+                tracing::error!(
+                    "the proxy has a fault and can't go on; it ends, to be started again"
+                );
+                std::process::exit(FAULT);
+            }
+        });
         Ok(cluster)
     }
 
@@ -210,12 +233,18 @@ impl Cluster {
         steward.abdicate().await;
         let prepared = self.bring_up(steward, wanted).await;
         let former = self.former(steward, &prepared).await;
-        if wanted == Some(prepared.writer) {
+        let planned = wanted == Some(prepared.writer);
+        if planned {
             self.common.catalogs.hand_on();
         } else {
             self.common.catalogs.forget_all();
         }
-        let next = Steward::start(&self.common, prepared, Some(&steward.view()), former);
+        let before = Before {
+            view: steward.view(),
+            planned,
+            majority: steward.served.load(Ordering::Acquire) && on_majority(steward, &former),
+        };
+        let next = Steward::start(&self.common, prepared, Some(&before), former);
         self.current.store(Arc::clone(&next));
         steward.stop().await;
         tracing::info!(
@@ -370,7 +399,7 @@ impl Cluster {
             steward.tell_headless();
             // Either may be what stands in the way.
             wanted = None;
-            limit *= 2;
+            limit = (limit * 2).min(BRING_UP_MAX);
             tokio::time::sleep(AGAIN).await;
         }
     }

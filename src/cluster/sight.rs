@@ -57,6 +57,8 @@ pub struct Sight {
     settled: AtomicU64,
     /// Of another writer's time, or of a database that is gone.
     closed: AtomicBool,
+    /// It ended in order: all that anybody has seen is part of what the next writer shows.
+    past: AtomicBool,
     asker: Arc<Asker>,
 }
 
@@ -78,6 +80,7 @@ impl Sight {
             met,
             settled: AtomicU64::new(0),
             closed: AtomicBool::new(false),
+            past: AtomicBool::new(false),
             asker,
         });
         sight.asker.lock().push(Arc::clone(&sight));
@@ -145,6 +148,26 @@ impl Sight {
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
         self.asker.lock().retain(|other| !other.is_closed());
+    }
+
+    /// The same where the writer has left office in order, and the next one has everything: what a follower has said by
+    /// then may be given out.
+    pub fn pass(&self) {
+        self.settled.store(u64::MAX, Ordering::Release);
+        self.past.store(true, Ordering::Release);
+        self.close();
+    }
+
+    /// Whether it ended in order.
+    pub fn is_past(&self) -> bool {
+        self.past.load(Ordering::Acquire)
+    }
+
+    /// Whether what the node has said may be given out, once the writer shows it.
+    pub fn stands_by(&self, node: NodeId) -> bool {
+        let follower = self.followers.get(node.0);
+        let fenced = follower.is_none_or(|one| one.fenced.load(Ordering::Acquire));
+        !fenced && (self.is_past() || !self.is_closed())
     }
 
     /// Whether another one has taken its place.
@@ -371,6 +394,19 @@ mod tests {
         sight.learn("101:101:");
         assert!(!sight.hides(&Tables::All, sight.horizon(node)));
         assert_eq!(sight.shown.load(Ordering::Acquire), 10);
+    }
+
+    #[test]
+    fn what_was_said_before_a_planned_change_may_be_given_out() {
+        let (sight, node) = (sight(), NodeId(1));
+        unit(&sight, 10, 100);
+        sight.applied(node, Lsn(10));
+        assert!(sight.hides(&Tables::All, sight.horizon(node)));
+        sight.pass();
+        assert!(sight.is_closed() && !sight.is_trusted(node) && sight.stands_by(node));
+        assert!(!sight.hides(&Tables::All, sight.horizon(node)));
+        sight.fence(node);
+        assert!(!sight.stands_by(node));
     }
 
     #[test]

@@ -76,10 +76,24 @@ pub struct Steward {
     pub(super) standing: watch::Sender<Standing>,
     /// It has served in this term.
     pub(super) served: AtomicBool,
+    /// When it began, where it followed in order: nodes are what they were until then.
+    pub(super) inherits: Option<Instant>,
+    /// All that the writer had at its begin was on a majority then.
+    pub(super) on_majority: bool,
     pub(super) tasks: TaskTracker,
     pub(super) cancel: CancellationToken,
     pub(super) watchers: TaskTracker,
     pub(super) watching: CancellationToken,
+}
+
+/// The steward whose time is over.
+pub struct Before {
+    /// As it saw the cluster last.
+    pub view: Arc<View>,
+    /// Its writer has left office in order, and the next one has everything.
+    pub planned: bool,
+    /// A majority, the old writer in it, has all that the next one has.
+    pub majority: bool,
 }
 
 /// What all stewards of a process have, one after the other.
@@ -100,11 +114,11 @@ pub struct Common {
 
 impl Steward {
     /// Starts streams, appliers and probes of a cluster that has been brought up.
-    /// `before` is the view of the one whose time is over, and `former` what sessions are to be told of it.
+    /// `before` is the one whose time is over, and `former` what sessions are to be told of it.
     pub fn start(
         common: &Arc<Common>,
         prepared: Prepared,
-        before: Option<&View>,
+        before: Option<&Before>,
         former: Vec<Former>,
     ) -> Arc<Self> {
         let config = Arc::clone(&common.config);
@@ -112,7 +126,8 @@ impl Steward {
         let cancel = CancellationToken::new();
         let all = (0..config.nodes.len()).map(NodeId);
         let followers: Vec<NodeId> = all.filter(|node| *node != prepared.writer).collect();
-        common.reads.new_term();
+        let planned = before.is_some_and(|before| before.planned);
+        common.reads.new_term(planned);
         let replicator = Replicator::new(
             config.nodes.len(),
             &followers,
@@ -145,6 +160,8 @@ impl Steward {
             former: Mutex::new(former),
             standing: watch::Sender::new(Standing::Beginning),
             served: AtomicBool::new(false),
+            inherits: planned.then(Instant::now),
+            on_majority: before.is_some_and(|before| before.majority),
             tasks,
             cancel,
             watchers: TaskTracker::new(),

@@ -114,7 +114,12 @@ impl BringUp<'_> {
         try_join(self.record(reached, &state, record.writer), level).await?;
         let offices = self.take(reached, record.writer, record.term).await?;
         if elected {
-            tracing::warn!(writer = %state.writer, term = %record.term, "another node is the writer from now on");
+            let (writer, term) = (&state.writer, record.term);
+            if self.how.wanted == Some(record.writer) {
+                tracing::info!(%writer, %term, "another node is the writer from now on, as was asked");
+            } else {
+                tracing::warn!(%writer, %term, "another node is the writer from now on");
+            }
         }
         Ok(Office {
             epoch,

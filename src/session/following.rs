@@ -116,9 +116,14 @@ impl Session {
         {
             return false;
         }
-        let until = Instant::now() + PATIENCE;
+        let mut until = Instant::now() + PATIENCE;
+        let limit = Instant::now() + self.shared.config.pool.queue_timeout();
         while Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(1)).await;
+            if self.hear().waits() {
+                // Another writer comes, and what its followers have is known a moment later.
+                until = limit.min(Instant::now() + PATIENCE);
+            }
             match self.next(want) {
                 Next::Here => return true,
                 Next::Elsewhere => return false,
@@ -132,6 +137,9 @@ impl Session {
     fn next(&mut self, want: Want<'_>) -> Next {
         let refused = |brief: &Brief| self.without_quorum(brief.risk, brief.commits).is_some();
         let refused = matches!(want, Want::Text(brief) if refused(brief));
+        let office = self.hear();
+        // By the newest that is known.
+        self.ways.sight(&self.database);
         let Some(reading) = &mut self.reading else {
             return Next::Elsewhere;
         };
@@ -164,7 +172,9 @@ impl Session {
             };
         };
         let settled = reading.block.is_some_and(|block| block.one_snapshot) && !reading.is_held();
-        if !settled && !self.ways.is_fit(reading.node, tables, reading.consistency) {
+        // The transaction's node may have become the writer, in order.
+        let writes = reading.node == office.writer && office.serves();
+        if !settled && !writes && !self.ways.is_fit(reading.node, tables, reading.consistency) {
             return Next::Later;
         }
         if reading.tables != *tables {

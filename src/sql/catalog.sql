@@ -220,8 +220,7 @@ select 'function' as kind, null::text as schema, p.proname::text as name,
        bool_or(p.oid in (select oid from wild) or taken.checked and p.oid >= 16384) as hides,
        false as read_hides, bool_or(p.oid in (select oid from unreadable) or taken.checked) as unreadable,
        false as draws, bool_or(p.oid >= 16384 and n.nspname <> 'synapsedb') as own,
-       bool_or(p.oid >= 16384 and (p.prorettype in (select oid from foreign_type)
-         or exists (select from unnest(p.proallargtypes) t where t in (select oid from foreign_type)))) as elsewhere,
+       bool_or(far.gives and not far.takes) or bool_or(far.gives) and not bool_or(p.oid < 16384) as elsewhere,
        bool_or(p.oid in (select oid from reader)) as anything, null::text[] as tables
   from pg_catalog.pg_proc p
   join pg_catalog.pg_namespace n on n.oid = p.pronamespace
@@ -229,13 +228,23 @@ select 'function' as kind, null::text as schema, p.proname::text as name,
     select p.oid >= 16384
        and exists (select from checked_type c where c.oid = any (p.proargtypes) or c.oid = p.prorettype)
            as checked) taken
+  -- What is called like one of the server's own, and takes values of such types, gives none where it gets none: those
+  -- come from something else in the text, which says so itself.
+  cross join lateral (
+    select p.oid >= 16384 and (p.prorettype in (select oid from foreign_type)
+       or exists (select from unnest(p.proallargtypes) t where t in (select oid from foreign_type))) as gives,
+       exists (select from unnest(p.proargtypes) t where t in (select oid from foreign_type)) as takes) far
  group by p.proname
 union all
 select 'operator', null, o.oprname, bool_or(o.oprcode in (select oid from wild)),
        false, bool_or(o.oprcode in (select oid from volatile)), false, bool_or(o.oid >= 16384),
-       bool_or(o.oid >= 16384 and o.oprresult in (select oid from foreign_type)),
+       bool_or(far.gives and not far.takes) or bool_or(far.gives) and not bool_or(o.oid < 16384),
        bool_or(o.oprcode in (select oid from reader)), null
-  from pg_catalog.pg_operator o group by o.oprname
+  from pg_catalog.pg_operator o
+  cross join lateral (
+    select o.oid >= 16384 and o.oprresult in (select oid from foreign_type) as gives,
+       o.oprleft in (select oid from foreign_type) or o.oprright in (select oid from foreign_type) as takes) far
+ group by o.oprname
 union all
 select 'type', null, t.typname, true, true, true, false, true, true, true, null
   from pg_catalog.pg_type t

@@ -21,6 +21,8 @@ use crate::tools::{self, is_all, seed, until, until_status};
 /// Planned changes of writer in one test; in `make test` each node writes twice.
 const PROMOTIONS: usize = 20;
 const PROMOTIONS_SHORT: usize = 6;
+/// Clients of the read-only port meanwhile.
+const LOOKERS: usize = 6;
 /// A change, with the program that asks for it, is over after so many milliseconds on most machines.
 const CHANGE_MS: u64 = 700;
 
@@ -71,6 +73,43 @@ async fn draw(port: u16, number: usize, signals: Arc<Signals>) -> Drawn {
     drawn
 }
 
+/// Read-only transactions by the read-only port, at followers for the most part: what they see never gets less.
+async fn look_on(port: u16, number: usize, signals: Arc<Signals>) -> Vec<String> {
+    const COUNT: &str = "select count(*) from serials";
+    let client = connect(port, USER, PASSWORD, DATABASE).await.expect("in");
+    let begin = [
+        "begin read only",
+        "begin isolation level repeatable read read only",
+    ][number % 2];
+    let mut seen = 0;
+    let looks = async || {
+        let mut counts = Vec::new();
+        client.batch_execute(begin).await?;
+        for _ in 0..3 {
+            counts.push(one(&client, COUNT).await?);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        client.batch_execute("commit").await?;
+        Ok::<_, tokio_postgres::Error>(counts)
+    };
+    while signals.go_on() {
+        match looks().await {
+            Ok(counts) => {
+                let sorted = counts.is_sorted() && counts[0] >= seen;
+                let same =
+                    number.is_multiple_of(2) || counts.iter().all(|count| *count == counts[0]);
+                if !sorted || !same {
+                    return vec![format!("{begin}: {seen}, then {counts:?}")];
+                }
+                seen = counts[2];
+            }
+            Err(error) => return vec![format!("{begin}: {error:?}")],
+        }
+        signals.acknowledge();
+    }
+    Vec::new()
+}
+
 async fn one(client: &Client, sql: &str) -> Result<i64, tokio_postgres::Error> {
     let messages = client.simple_query(sql).await?;
     let value = messages.iter().find_map(|message| match message {
@@ -103,6 +142,8 @@ async fn planned_changes_of_writer_hand_out_no_value_twice_and_fail_no_client() 
     let port = cluster.port();
     let crowd = Crowd::gather(CLIENTS, |number, signals| draw(port, number, signals));
     crowd.lines(LINES).await;
+    let reader = cluster.read_only_port();
+    let lookers = Crowd::gather(LOOKERS, |number, signals| look_on(reader, number, signals));
     let times = if is_all() {
         PROMOTIONS
     } else {
@@ -118,11 +159,15 @@ async fn planned_changes_of_writer_hand_out_no_value_twice_and_fail_no_client() 
         .await;
         println!("node{} writes after {:?}", next + 1, began.elapsed());
         crowd.lines(LINES).await;
+        lookers.lines(LOOKERS).await;
         for node in 0..cluster.nodes() {
             until_status(&cluster, node, "in_sync").await;
         }
     }
     let (mut seen, mut faults) = (BTreeSet::new(), Vec::new());
+    for errors in lookers.disperse().await {
+        faults.extend(errors);
+    }
     for drawn in crowd.disperse().await {
         faults.extend(drawn.errors);
         for (at, value) in drawn.values {

@@ -11,7 +11,7 @@ use tokio_postgres::error::SqlState;
 use crate::faults::{Fault, LINES, Run, time};
 use crate::support::cluster::TestCluster;
 use crate::tools::{
-    self, PATIENCE, ask, in_the_background, seed, status, still_waits, try_ask, until,
+    self, PATIENCE, ask, in_the_background, is_all, seed, status, still_waits, try_ask, until,
     until_status, within,
 };
 
@@ -159,29 +159,45 @@ async fn without_followers_writes_are_refused_at_once_and_reads_go_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_the_writer_and_a_follower_killed_reads_go_on_and_writes_are_refused_at_once() {
-    one_follower_is_left(Fault::Killed).await;
+    one_follower_is_left(Fault::Killed, None).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_the_writer_frozen_and_a_follower_killed_reads_go_on_and_writes_are_refused_at_once() {
-    one_follower_is_left(Fault::Frozen).await;
+    one_follower_is_left(Fault::Frozen, None).await;
 }
 
 /// The writer and a follower are struck at once; the other follower has everything soon, and is read from.
-async fn one_follower_is_left(fault: Fault) {
+#[tokio::test(flavor = "multi_thread")]
+async fn with_the_writer_killed_and_a_follower_while_another_is_to_write_reads_go_on() {
+    let gaps: &[u64] = if is_all() { &[20, 45, 70] } else { &[45] };
+    for gap in gaps.iter().copied() {
+        one_follower_is_left(Fault::Killed, Some(Duration::from_millis(gap))).await;
+    }
+}
+
+/// The follower dies first, or so long after the writer.
+async fn one_follower_is_left(fault: Fault, after: Option<Duration>) {
     const COUNT: &str = "select count(*) from kept";
     let mut run = Run::start(seed(), Duration::ZERO).await;
     let client = run.cluster.client().await;
     let reader = run.cluster.reader().await;
     tools::run(&client, "create table kept (a int)").await;
     let writer = some_writer(&run.cluster).await;
-    let follower = (writer + 1) % run.cluster.nodes();
+    // Of equal ones the first is to write.
+    let follower = (writer + 1 + usize::from(after.is_some())) % run.cluster.nodes();
     run.moment(Duration::from_secs(1)).await;
     for n in 0..20 {
         tools::run(&client, &format!("insert into kept values ({n})")).await;
     }
-    run.strike(follower, Fault::Killed);
-    run.strike(writer, fault);
+    if let Some(gap) = after {
+        run.strike(writer, fault);
+        tokio::time::sleep(gap).await;
+        run.strike(follower, Fault::Killed);
+    } else {
+        run.strike(follower, Fault::Killed);
+        run.strike(writer, fault);
+    }
     until("writes are refused", || async {
         let sql = "update kept set a = 0 where false";
         refusal(&client, sql).await.as_deref() == Some("25006")

@@ -409,6 +409,28 @@ async fn values_of_the_users_own_types_come_from_the_writer() {
         ports(&reader, "select port_here(), 'ok'::mood", 20).await,
         writer
     );
+    // The server's own operators and aggregates stay what they are where others are called like them.
+    client
+        .batch_execute(
+            "create function plus(mood, mood) returns mood language sql immutable as 'select $1';
+             create operator + (leftarg = mood, rightarg = mood, function = plus);
+             create operator * (leftarg = mood, rightarg = mood, function = plus);
+             create aggregate sum(mood) (sfunc = plus, stype = mood)",
+        )
+        .await
+        .expect("made");
+    let plain = "select *, port_here() from (select port_here(), sum(id) + count(*) from plain where id * 1 > 0) s";
+    until("operators are known again", async || {
+        !ports(&reader, plain, 20)
+            .await
+            .contains(&cluster.node_port(0))
+    })
+    .await;
+    reaches(&reader, plain, &followers(&cluster)).await;
+    for foreign in ["m + m", "sum(m)"] {
+        let sql = format!("select port_here(), {foreign} from moods group by m");
+        assert_eq!(ports(&reader, &sql, 20).await, writer, "{sql}");
+    }
     // A row's own type shows only in what the node says of its answer.
     for _ in 0..20 {
         assert_eq!(value(&client, "select p from plain p").await, "(1,a)");
