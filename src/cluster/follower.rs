@@ -11,8 +11,9 @@ use metrics::Histogram;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
+use super::failures::Failure;
 use super::meeting::Meeting;
-use super::replicator::{Failure, RETRY, Replicator};
+use super::replicator::{RETRY, Replicator};
 use crate::engine::care::Care;
 use crate::engine::confirm::StreamId;
 use crate::ids::{Epoch, NodeId, UnitId, origin_name};

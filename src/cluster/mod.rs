@@ -8,6 +8,7 @@ mod builds;
 pub mod catalogs;
 pub mod commits;
 pub mod elsewhere;
+pub mod failures;
 pub mod follower;
 pub mod guests;
 pub mod handover;
