@@ -191,7 +191,7 @@ fn promote_aside(cluster: &TestCluster, node: usize) -> Child {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_stands_still_amid_a_planned_change_holds_nobody_up() {
-    let (end, mut seed, mut struck) = (Instant::now() + time() / 2, seed(), 0);
+    let (end, mut seed, mut struck) = (Instant::now() + time() / 4, seed(), 0);
     while Instant::now() < end {
         let mut run = Run::start(seed, end - Instant::now()).await;
         let mut out = None;
