@@ -81,8 +81,11 @@ async fn holder(house: &House, pid: &str) -> Raw {
     for raw in [&mut one, &mut two] {
         assert_eq!(raw.query("begin").ask().await, "CZ");
     }
+    // BEGIN takes no connection yet; what is asked behind it does.
     let mine = one.query("select pg_backend_pid()").ask().await == pid;
     let (keep, mut free) = if mine { (one, two) } else { (two, one) };
+    let mut keep = keep;
+    assert!(mine || keep.query("select pg_backend_pid()").ask().await == pid);
     assert_eq!(free.query("rollback").ask().await, "CZ");
     keep
 }
