@@ -74,8 +74,15 @@ fn is_in_sync(steward: &Steward, node: NodeId) -> bool {
     steward.view().nodes[node.0].status == Status::InSync
 }
 
-fn is_there(steward: &Steward, node: NodeId) -> bool {
-    steward.view().nodes[node.0].is_there()
+/// The chosen node answers still.
+fn stays(steward: &Steward, node: NodeId) -> Result<(), HandoverError> {
+    let view = steward.view();
+    let entry = &view.nodes[node.0];
+    if entry.is_there() {
+        Ok(())
+    } else {
+        Err(HandoverError::Gone(entry.name.clone()))
+    }
 }
 
 impl Cluster {
@@ -187,18 +194,16 @@ impl Cluster {
     async fn close(&self, steward: &Arc<Steward>, node: NodeId) -> Result<(), HandoverError> {
         self.drain(steward, node).await?;
         tracing::debug!("handing over: nothing is under way");
-        let name = || steward.view().nodes[node.0].name.clone();
         let end = steward
             .writers_end()
             .await
             .ok_or(ControlError::Answer("where its log ends"))?;
         let began = Instant::now();
         while steward.replicator.place(node) < end {
-            if !is_there(steward, node) {
-                return Err(HandoverError::Gone(name()));
-            }
+            stays(steward, node)?;
             if began.elapsed() > LEVEL {
-                return Err(HandoverError::Behind(name()));
+                let name = steward.view().nodes[node.0].name.clone();
+                return Err(HandoverError::Behind(name));
             }
             tokio::time::sleep(LOOK).await;
         }
@@ -224,10 +229,7 @@ impl Cluster {
         let sql = "select count(*) from pg_stat_activity
                     where backend_type = 'client backend' and backend_xid is not null and pid <> pg_backend_pid()";
         while began.elapsed() < DRAIN {
-            if !is_there(steward, node) {
-                let name = steward.view().nodes[node.0].name.clone();
-                return Err(HandoverError::Gone(name));
-            }
+            stays(steward, node)?;
             if (self.under_way)() == 0 {
                 let busy: i64 = client
                     .query_one(sql, &[])

@@ -324,7 +324,11 @@ impl Handshake {
                 .verifiers
                 .facts(desk.node, &wish.user, &wish.database);
             let shared = &shared;
-            Box::pin(async move { facts.await.map_err(|error| unreachable(shared, &error)) })
+            Box::pin(async move {
+                facts
+                    .await
+                    .map_err(|error| unreachable(shared, desk.node, &error))
+            })
         };
         let asked = shared.offices.ask(&shared.config, || reader(&shared), ask);
         let facts = asked.await?;
@@ -443,11 +447,9 @@ async fn settle(
         return Ok(Some((facts, epoch)));
     }
     let asking = shared.pools.asking().await;
-    let now = shared
-        .verifiers
-        .facts(facts.identity.node, user, database)
-        .await;
-    let now = now.map_err(|error| unreachable(shared, &error))?;
+    let node = facts.identity.node;
+    let now = shared.verifiers.facts(node, user, database).await;
+    let now = now.map_err(|error| unreachable(shared, node, &error))?;
     let verifier = now.as_ref().and_then(|now| now.verifier.as_ref());
     if proved && verifier != facts.verifier.as_ref() {
         let user = user.clone();
@@ -499,9 +501,9 @@ fn negotiate(request: &SessionRequest, out: &mut BytesMut) -> Result<u16, Ended>
     Ok(minor)
 }
 
-/// The writer can't be asked about roles: the client learns which node, the log learns why.
-fn unreachable(shared: &Shared, error: &AdminError) -> ClientError {
-    let node = shared.node_name(shared.writer());
+/// A node can't be asked about roles: the client learns which, the log learns why.
+fn unreachable(shared: &Shared, node: NodeId, error: &AdminError) -> ClientError {
+    let node = shared.node_name(node);
     tracing::warn!(node, %error, "a login could not be looked up");
     match error {
         AdminError::Query(error) if error.as_db_error().is_some() => ClientError::NodeFault {

@@ -139,8 +139,7 @@ impl Session {
 
     /// Until something may begin at the writer, or it is known that nobody will write so soon.
     pub(super) async fn wait_for_word(&mut self) -> Result<(), ClientError> {
-        self.wait_until(|office| office.serves() || office.is_headless())
-            .await
+        self.wait_until(|office| !office.waits()).await
     }
 
     async fn wait_until(&mut self, good: fn(&Office) -> bool) -> Result<(), ClientError> {

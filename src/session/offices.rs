@@ -119,10 +119,7 @@ impl Offices {
         let mut heard = self.heard();
         let until = Instant::now() + patience(config);
         loop {
-            let office = told(&mut heard, config, |office| {
-                office.serves() || office.is_headless()
-            });
-            let mut office = office.await?;
+            let mut office = told(&mut heard, config, |office| !office.waits()).await?;
             let mut node = office.writer;
             if office.is_headless() {
                 if let Some(reader) = reader() {
@@ -204,8 +201,11 @@ pub async fn over(heard: &mut Heard, term: Epoch) {
 /// Ends when this is not what holds any more: what was begun has lost its writer, or there is one again. Cancel-safe.
 async fn other(heard: &mut Heard, office: Office) {
     let other = |now: &Office| {
-        let back = office.is_headless() && !now.is_headless();
-        back || !office.is_headless() && now.is_over(office.term)
+        if office.is_headless() {
+            !now.is_headless()
+        } else {
+            now.is_over(office.term)
+        }
     };
     if heard.wait_for(other).await.is_err() {
         std::future::pending::<()>().await;
